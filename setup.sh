@@ -90,9 +90,9 @@ install_missing() {
 
 # --- the Python environment ---------------------------------------------------------------------
 
-# The stamp changes with the project's metadata, with this script and with the place of the tree,
-# because the environment's scripts name it.
-state() { { pwd; cat pyproject.toml setup.sh; } | cksum | tr -d ' \n'; }
+# The stamp changes with the project's metadata, this script, the interpreter's version, and the place
+# of the tree, because the environment's scripts name it.
+state() { { pwd; .venv/bin/python -V; cat pyproject.toml setup.sh; } | cksum | tr -d ' \n'; }
 
 # True if .venv was made for this state, at this level or a higher one.
 ready() {
@@ -109,7 +109,7 @@ make_environment() {
     fi
     # Dependency groups came with pip 25.1.
     .venv/bin/python -m pip --quiet install --upgrade 'pip>=25.1'
-    say "installing Python packages into .venv ($level)"
+    say "installing Python packages into .venv ($level); the first time takes about a minute"
     if [ "$level" = dev ]; then
         .venv/bin/python -m pip --quiet install --editable . --group dev
     else
