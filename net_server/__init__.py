@@ -1,0 +1,1 @@
+"""The TCP/IP server, and the TAP driver below it."""
