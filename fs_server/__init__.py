@@ -1,0 +1,1 @@
+"""The file server, and the disk driver below it."""
