@@ -19,8 +19,8 @@ dev: ## also install what tests and checks need
 demo: setup ## mount, ping, pipe, kill a server: one minute
 	@$(BIN)/atoll demo
 
-test: lint ## all checks and all tests
-	@$(BIN)/python -m pytest
+test: lint ## all checks and all tests: make test ARGS='-k fuse -x'
+	@$(BIN)/python -m pytest $(ARGS)
 
 soak: dev ## run everything at once under faults: make soak SECONDS=600
 	@$(BIN)/python -m tests.soak --seconds $(SECONDS)

@@ -30,7 +30,7 @@ choose_python() {
     for candidate in ${PYTHON:-} /usr/bin/python3 python3; do
         if recent "$candidate"; then
             printf '%s' "$candidate"
-            return
+            return 0
         fi
     done
     say "no Python 3.11 or newer; set PYTHON to one" >&2
@@ -77,8 +77,9 @@ install_missing() {
     fi
     say "installing Debian packages:$missing"
     export DEBIAN_FRONTEND=noninteractive
-    # Lists may be absent or older than the packages they name: fetch them, but only now.
-    apt-get -qq update
+    # Lists may be absent, or name packages that are gone: fetch them, but only now. If a source that
+    # does not matter here fails, the installation below still knows best.
+    apt-get -qq update || say "some package lists could not be fetched; going on with the others"
     # shellcheck disable=SC2086  # a list of words is meant
     apt-get -qq -y install --no-install-recommends $missing >/dev/null
     list_missing
@@ -102,7 +103,7 @@ ready() {
 }
 
 make_environment() {
-    if ! recent .venv/bin/python; then
+    if ! { recent .venv/bin/python && .venv/bin/python -m pip --version >/dev/null 2>&1; }; then
         say "making .venv with $python"
         rm -rf .venv
         "$python" -m venv .venv
