@@ -91,9 +91,10 @@ install_missing() {
 
 # --- the Python environment ---------------------------------------------------------------------
 
-# The stamp changes with the project's metadata, this script, the interpreter's version, and the place
-# of the tree, because the environment's scripts name it.
-state() { { pwd; .venv/bin/python -V; cat pyproject.toml setup.sh; } | cksum | tr -d ' \n'; }
+# The stamp changes with what the project requires (settings of tools do not count), this script, the
+# interpreter's version, and the place of the tree, because the environment's scripts name it.
+requirements() { sed '/^\[tool\./,$d' pyproject.toml; }
+state() { { pwd; .venv/bin/python -V; requirements; cat setup.sh; } | cksum | tr -d ' \n'; }
 
 # True if .venv was made for this state, at this level or a higher one.
 ready() {
@@ -102,8 +103,14 @@ ready() {
     [ "$made_state" = "$(state)" ] && { [ "$made_level" = "$level" ] || [ "$made_level" = dev ]; }
 }
 
+# False for an environment whose making was cut short, or whose interpreter is gone.
+usable() {
+    recent .venv/bin/python &&
+        .venv/bin/python -c 'import sys, pip; sys.exit(sys.prefix == sys.base_prefix)' 2>/dev/null
+}
+
 make_environment() {
-    if ! { recent .venv/bin/python && .venv/bin/python -m pip --version >/dev/null 2>&1; }; then
+    if ! usable; then
         say "making .venv with $python"
         rm -rf .venv
         "$python" -m venv .venv
