@@ -94,7 +94,7 @@ install_missing() {
 # The stamp changes with what the project requires (settings of tools do not count), this script, the
 # interpreter's version, and the place of the tree, because the environment's scripts name it.
 requirements() { sed '/^\[tool\./,$d' pyproject.toml; }
-state() { { pwd; .venv/bin/python -V; requirements; cat setup.sh; } | cksum | tr -d ' \n'; }
+state() { { pwd -P; .venv/bin/python -V; requirements; cat setup.sh; } | cksum | tr -d ' \n'; }
 
 # True if .venv was made for this state, at this level or a higher one.
 ready() {
@@ -103,9 +103,10 @@ ready() {
     [ "$made_state" = "$(state)" ] && { [ "$made_level" = "$level" ] || [ "$made_level" = dev ]; }
 }
 
-# False for an environment whose making was cut short, or whose interpreter is gone.
+# False for an environment whose making was cut short, whose interpreter is gone, or that was moved.
 usable() {
     recent .venv/bin/python &&
+        head -n 3 .venv/bin/pip 2>/dev/null | grep -qF "$(pwd -P)/.venv/bin/python" &&
         .venv/bin/python -c 'import sys, pip; sys.exit(sys.prefix == sys.base_prefix)' 2>/dev/null
 }
 
