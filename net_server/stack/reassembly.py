@@ -1,15 +1,17 @@
 """Putting fragments together again (RFC 791 section 3.2, RFC 1122 section 3.3.2, RFC 5722).
 
-Theory of operation. Fragments of one datagram share source, destination, protocol and identification.
-They are kept in order of their offsets until the one with offset 0, the one without "more fragments"
-and all between have come; the header of offset 0 becomes the header of the whole.
+Theory of operation. Fragments of one datagram share source, destination, protocol and
+identification. They are kept in order of their offsets until the one with offset 0, the one
+without "more fragments" and all between have come; the header of offset 0 becomes the header of
+the whole.
 
 Invariants:
-1. Kept fragments never overlap. An exact repetition is ignored; any other overlap condemns the whole
-   datagram, and it stays condemned until its time is over, so that no later fragment revives it. (Every
-   choice between two versions of an octet has been used to smuggle data past a filter.)
-2. Octets held, with a fixed charge for each fragment, stay within `OCTETS_LIMIT`; datagrams under way
-   within `DATAGRAMS_LIMIT`, from one source within `SOURCE_LIMIT`. The oldest gives way.
+1. Kept fragments never overlap. An exact repetition is ignored; any other overlap condemns the
+   whole datagram, and it stays condemned until its time is over, so that no later fragment
+   revives it. (Every choice between two versions of an octet has been used to smuggle data past a
+   filter.)
+2. Octets held, with a fixed charge for each fragment, stay within `OCTETS_LIMIT`; datagrams under
+   way within `DATAGRAMS_LIMIT`, from one source within `SOURCE_LIMIT`. The oldest gives way.
 3. A datagram is given up `TIMEOUT_S` after its first fragment came; later ones do not prolong it.
 """
 

@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Final
 
-from net_server.wire.ipv4 import from_text, to_text
 from net_server.wire import ParseError
+from net_server.wire.ipv4 import from_text, to_text
 
 LIMITED_BROADCAST: Final = 0xFFFF_FFFF
 ALL_HOSTS: Final = 0xE000_0001

@@ -6,9 +6,9 @@
     +-------+----------+-------------+----------+------------+-------------+--------
 
 Words are in the host's byte order. With NEEDS_CHECKSUM the transport checksum in the frame holds
-only the pseudo header's sum: whoever puts the frame on a real wire finishes it, and a receiver behind
-the same host must not verify it. A GSO type says that the frame stands for several of `GSO size`
-octets of transport payload each.
+only the pseudo header's sum: whoever puts the frame on a real wire finishes it, and a receiver
+behind the same host must not verify it. A GSO type says that the frame stands for several of `GSO
+size` octets of transport payload each.
 """
 
 from __future__ import annotations
