@@ -1,0 +1,411 @@
+"""The kernel: it checks every message, routes it, and keeps it until it is answered.
+
+Life of a request: a client's end (a line, or a stub in this process) hands it to `submit`; it waits at the
+port if the receiver is down, starting or full, else goes to the receiver's engine and stands in
+`port.in_flight` until `replied` or `refused`. When an incarnation ends, what it had in flight goes back to the
+head of the queue and the next incarnation gets it again, marked as redelivered, with the id it had.
+
+The kernel never waits for a server. Everything here runs to its end without a checkpoint, so the tables are
+consistent whenever another trio task sees them. What does I/O is passed in as engines.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable
+from typing import Any
+
+from core.abi import NO_SLOT, POISON_LIMIT, PORTS_LIMIT, TIMERS_LIMIT, RightKind
+from core.errors import (
+    AbortedError,
+    AtollError,
+    DeadPortError,
+    LimitError,
+    LostError,
+    PoisonError,
+    ServerFaultError,
+    TaskError,
+)
+from core.userlib.interface import Interface, Operation
+
+from .ports import KernelRight, Port, receive_right
+from .requests import Reply, Request, Waiter
+from .tasks import Engine, KernelTask, Placement, Program, State, TaskTable
+from .timers import Timers
+
+Log = Callable[[str], None]
+
+
+class Kernel:
+    """All tables, and the rules that change them.
+
+    Attributes:
+        boot_id: unique for this kernel's life; with it request ids are unique for ever.
+        start_incarnation: set by boot: starts a task's program in its placement.
+        on_ready: set by boot: called when an incarnation serves.
+        on_death: set by boot: tells the supervisor; called after the tables are in order again.
+        log: where lines for the system's log go.
+    """
+
+    def __init__(self, boot_id: int, log: Log, timers: Timers) -> None:
+        self.boot_id = boot_id
+        self.log = log
+        self.timers = timers
+        self.tasks = TaskTable()
+        self.ports: dict[int, Port] = {}
+        self.next_id = itertools.count(1).__next__
+        self._next_port = itertools.count(1).__next__
+        self.start_incarnation: Callable[[KernelTask], None] = _nobody_starts
+        self.on_ready: Callable[[KernelTask], None] = lambda task: None
+        self.on_death: Callable[[KernelTask, str, bool], None] = lambda task, reason, orderly: None
+
+    # -- tasks and ports --------------------------------------------------------------------------
+
+    def add_task(self, program: Program, interface: type[Interface]) -> KernelTask:
+        """Make a task with its main port; nothing runs yet."""
+        task = self.tasks.add(program)
+        port = self.create_port(task, program.name, interface)
+        task.main_port = port
+        task.names[1] = receive_right(port)
+        return task
+
+    def create_port(self, task: KernelTask, label: str, interface: type[Interface]) -> Port:
+        """Make a port that `task` receives from. LimitError at PORTS_LIMIT."""
+        if len(task.ports) >= PORTS_LIMIT:
+            raise LimitError(f"task {task.name} has {PORTS_LIMIT} ports")
+        port = Port(self._next_port(), label, interface, task)
+        self.ports[port.id] = port
+        task.ports.add(port)
+        return port
+
+    def destroy_port(self, port: Port, reason: str) -> None:
+        """End a port: everything that waits at it is answered with DeadPortError."""
+        port.alive = False
+        port.direct = None
+        if port.task is not None:
+            port.task.ports.discard(port)
+        self.ports.pop(port.id, None)
+        waiting = [*port.in_flight.values(), *port.queue]
+        port.in_flight.clear()
+        port.queue.clear()
+        for request in waiting:
+            self._finish(request)
+            request.refuse(DeadPortError(f"port {port.label}: {reason}"))
+
+    def spawn(self, task: KernelTask) -> None:
+        """Start the next incarnation of a task. TaskError when one runs or the task was retired."""
+        if task.state is not State.DOWN:
+            raise TaskError(f"task {task.name} is {task.state.value}")
+        task.state = State.STARTING
+        self.start_incarnation(task)
+
+    def ready(self, task: KernelTask) -> None:
+        """The incarnation serves now: deliver what has been waiting."""
+        if task.state is State.STARTING:
+            task.state = State.RUNNING
+            self.on_ready(task)
+            self.flush(task)
+
+    def flush(self, task: KernelTask) -> None:
+        """Deliver what waits at the task's ports, as far as the engine takes it."""
+        engine = task.engine
+        if task.state is not State.RUNNING or engine is None:
+            return
+        for port in list(task.ports):
+            while port.gone:
+                badge = port.gone.pop()
+                if not engine.no_senders(port, badge):
+                    port.gone.add(badge)
+                    return
+            if port.bits and engine.notify(port, port.bits):
+                port.bits = 0
+            queue = port.queue
+            while queue and task.engine is engine:
+                request = queue.popleft()
+                if not self._hand_over(engine, port, request):
+                    queue.appendleft(request)
+                    return
+
+    def kill(self, task: KernelTask) -> None:
+        """End the incarnation at once. TaskError when none runs or the placement forbids it."""
+        if task.engine is None:
+            raise TaskError(f"task {task.name} is {task.state.value}")
+        task.engine.kill()
+
+    def ended(self, task: KernelTask, engine: Engine, reason: str, *, orderly: bool, guilty: int = 0) -> None:
+        """An incarnation has ended: put the tables in order and tell the supervisor.
+
+        Args:
+            engine: the incarnation; a report about an older one is ignored.
+            orderly: it ended by itself, without a fault.
+            guilty: id of the request whose handler failed; 0 when that is not known.
+        """
+        if task.engine is not engine:
+            return
+        task.engine = None
+        task.state = State.DOWN
+        task.remember_end(reason)
+        self._abort_calls_of(task)
+        self._drop_names_of(task)
+        for port in list(task.ports):
+            port.direct = None
+            if port is not task.main_port:
+                self.destroy_port(port, f"task {task.name} ended")
+                continue
+            returned = port.take_back()
+            for request in returned:
+                self._after_death(port, request, guilty, first=request is returned[0])
+        self.tasks.renew(task)
+        self.on_death(task, reason, orderly)
+
+    def _after_death(self, port: Port, request: Request, guilty: int, *, first: bool) -> None:
+        """Prepare a request that its server died on for the next delivery, or withdraw it."""
+        request.redelivered = True
+        request.delivered = False
+        self._finish(request)
+        suspect = request.id == guilty if guilty else first and not request.spec.waits
+        if suspect:
+            request.deaths += 1
+        if request.abandoned or not request.wants_reply:
+            port.queue.remove(request)
+            request.refuse(AbortedError("withdrawn"))
+        elif request.deaths >= POISON_LIMIT:
+            port.queue.remove(request)
+            self.log(f"poison: {request} ended {port.label} {request.deaths} times; withdrawn")
+            request.refuse(PoisonError(f"{request.spec} ended its server {request.deaths} times"))
+
+    def _finish(self, request: Request) -> None:
+        """Forget where an incarnation kept the request's bulk."""
+        request.slot = NO_SLOT
+
+    def _abort_calls_of(self, task: KernelTask) -> None:
+        for request in list(task.calls.values()):
+            self.abort(request)
+        task.calls.clear()
+        for timer in list(task.timers):
+            self.disarm(task, timer)
+
+    def _drop_names_of(self, task: KernelTask) -> None:
+        granted = set(task.grants.values()) | {1}
+        for name in [name for name in task.names if name not in granted]:
+            right = task.names.pop(name)
+            if right.kind is not RightKind.RECEIVE:
+                right.release()
+
+    def retire(self, task: KernelTask, reason: str) -> None:
+        """Give a task up for good: end it, and let its ports die."""
+        engine, task.engine = task.engine, None
+        task.state = State.RETIRED
+        if engine is not None:
+            self._abort_calls_of(task)
+            engine.stop()
+        for port in list(task.ports):
+            self.destroy_port(port, reason)
+        for right in [*task.names.values(), *task.kept_rights.values()]:
+            right.release()
+        task.names.clear()
+        task.kept_rights.clear()
+        for number in task.kept.values():
+            os.close(number)
+        task.kept.clear()
+        if task.program.placement is Placement.JOINED:
+            self.tasks.remove(task)
+
+    # -- messages -----------------------------------------------------------------------------------
+
+    def submit(self, request: Request) -> None:
+        """Take a checked request: deliver it, or let it wait at its port.
+
+        Raises:
+            QueueFullError: the port is full; the request is not taken.
+        """
+        port = request.port
+        port.check_room()
+        request.id = self.next_id()
+        task = port.task
+        assert task is not None
+        engine = task.engine
+        if port.queue or engine is None or task.state is not State.RUNNING:
+            port.queue.append(request)
+        elif not self._hand_over(engine, port, request):
+            port.queue.append(request)
+
+    def _hand_over(self, engine: Engine, port: Port, request: Request) -> bool:
+        """Give a request to an engine; False when it must wait at the port."""
+        if request.wants_reply:
+            port.in_flight[request.id] = request
+        request.delivered = True
+        try:
+            taken = engine.deliver(request)
+        except AtollError as error:
+            port.in_flight.pop(request.id, None)
+            request.refuse(error)
+            return True
+        if not taken:
+            port.in_flight.pop(request.id, None)
+            request.delivered = False
+            return False
+        port.handled += 1
+        if not request.wants_reply:
+            request.end()
+        return True
+
+    def in_flight_at(self, task: KernelTask, request_id: int) -> Request:
+        """Return the request that `task` has to answer. ServerFaultError if it has no such request."""
+        for port in task.ports:
+            request = port.in_flight.get(request_id)
+            if request is not None:
+                return request
+        raise ServerFaultError(f"task {task.name} has no request {request_id} to answer")
+
+    def replied(self, request: Request, reply: Reply) -> None:
+        """The server answered."""
+        if request.port.in_flight.pop(request.id, None) is None:
+            reply.discard()
+            return
+        request.reply(reply)
+        self._finish(request)
+
+    def refused(self, request: Request, error: AtollError) -> None:
+        """The server declined."""
+        if request.port.in_flight.pop(request.id, None) is None:
+            return
+        request.refuse(error)
+        self._finish(request)
+
+    def abort(self, request: Request, error: AtollError | None = None) -> None:
+        """Answer the client at once; the server may stop, and what it still answers is discarded.
+
+        The request stays in flight until the server has let go of it, because its slot of the transfer
+        region is not free before.
+        """
+        if request.abandoned:
+            return
+        if request.client_end is not None:
+            request.client_end.refused(request, error or AbortedError("withdrawn by the caller"))
+        request.abandoned = True
+        if request.delivered:
+            task = request.port.task
+            if task is not None and task.engine is not None:
+                task.engine.abort(request)
+        elif request in request.port.queue:
+            request.port.queue.remove(request)
+            request.end()
+
+    def forward(self, request: Request, right: KernelRight, spec: Operation, fields: bytes) -> None:
+        """Pass a request in flight on to another port; its client gets that server's reply.
+
+        Raises:
+            ServerFaultError: the other operation's reply is not what the client expects.
+            LostError: the request carries a right or bulk that the other operation does not take.
+        """
+        wanted = request.reply_spec
+        if (spec.reply_type, spec.reply_carried) != (wanted.reply_type, wanted.reply_carried):
+            raise ServerFaultError(f"{spec} does not reply what {wanted} does")
+        if len(request.bulk) and not spec.bulk:
+            raise LostError(f"{spec} takes no bulk")
+        right.port.check_room()
+        request.port.in_flight.pop(request.id, None)
+        self._finish(request)
+        if request.on_end is not None:
+            request.on_end()
+            request.on_end = None
+        request.retarget(spec, right, fields)
+        self.submit_again(request)
+
+    def submit_again(self, request: Request) -> None:
+        """Deliver a forwarded request under the id it has."""
+        task = request.port.task
+        assert task is not None
+        engine = task.engine
+        ready = engine is not None and task.state is State.RUNNING and not request.port.queue
+        if not (ready and engine is not None and self._hand_over(engine, request.port, request)):
+            request.port.queue.append(request)
+
+    def notify(self, right: KernelRight, bits: int) -> None:
+        """Set notification bits at a port. NoRightError, WrongRightError."""
+        port = right.port
+        if not port.alive or right.kind is RightKind.RECEIVE:
+            right.check(0)
+        self._set_bits(port, bits)
+
+    def _set_bits(self, port: Port, bits: int) -> None:
+        port.bits |= bits & 0xFFFF_FFFF_FFFF_FFFF
+        task = port.task
+        if task is not None and task.engine is not None and task.state is State.RUNNING:
+            if task.engine.notify(port, port.bits):
+                port.bits = 0
+
+    # -- timers ---------------------------------------------------------------------------------------
+
+    def arm(self, task: KernelTask, delay_s: float, bits: int) -> int:
+        """Arm a timer that notifies the task's main port; return its number. LimitError."""
+        if len(task.timers) >= TIMERS_LIMIT:
+            raise LimitError(f"task {task.name} has {TIMERS_LIMIT} timers")
+        number = self.next_id()
+
+        def fire() -> None:
+            task.timers.pop(number, None)
+            if task.main_port is not None:
+                self._set_bits(task.main_port, bits)
+
+        task.timers[number] = self.timers.arm(max(0.0, delay_s), fire)
+        return number
+
+    def disarm(self, task: KernelTask, number: int) -> None:
+        """Cancel a timer of the task; one that has fired is ignored."""
+        timer = task.timers.pop(number, None)
+        if timer is not None:
+            self.timers.cancel(timer)
+
+    # -- calls from within this process -----------------------------------------------------------------
+
+    async def call(self, client: KernelTask, right: KernelRight, spec: Operation, arguments: tuple[Any, ...]) -> Any:
+        """Make a call for a co-located task and wait for the reply."""
+        right.check(spec.index)
+        waiter = Waiter()
+        request = Request(0, spec, right, client, waiter, arguments[: spec.fields])
+        carry(request, spec, arguments)
+        self.submit(request)
+        if not waiter.done:
+            task = request.port.task
+            linger = getattr(task.engine, "linger", None) if task is not None else None
+            if linger is not None:
+                linger(waiter)
+            if not waiter.done:
+                await waiter.wait(lambda: self.abort(request))
+        if right.kind is RightKind.SEND_ONCE:
+            right.release()
+        return waiter.result()
+
+    async def recover(self, client: KernelTask, right: KernelRight, spec: Operation, arguments: tuple[Any, ...], request_id: int, deaths: int) -> Any:
+        """Wait for a request whose co-located server failed on the caller's own turn.
+
+        It takes its place at the head of the queue, with the id that the server has already seen.
+        """
+        waiter = Waiter()
+        request = Request(0, spec, right, client, waiter, arguments[: spec.fields])
+        carry(request, spec, arguments)
+        request.id = request_id
+        request.redelivered = True
+        request.deaths = deaths
+        request.port.queue.appendleft(request)
+        await waiter.wait(lambda: self.abort(request))
+        return waiter.result()
+
+
+def carry(request: Request, spec: Operation, arguments: tuple[Any, ...]) -> None:
+    """Fill in what a call made from Python objects carries beside its fields."""
+    carried = arguments[spec.fields :]
+    if spec.bulk:
+        request.bulk, carried = carried[0], carried[1:]
+    if carried:
+        request.rights = tuple(right.derive() for right in carried[: spec.rights])
+        request.descriptors = tuple(os.dup(value.fileno()) for value in carried[spec.rights :])
+    if spec.room is not None:
+        request.room = spec.room_of(arguments)
+
+
+def _nobody_starts(task: KernelTask) -> None:
+    raise TaskError(f"nothing here can start {task.name}")

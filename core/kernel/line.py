@@ -1,0 +1,545 @@
+"""The kernel's end of a line: packets of an isolated task, checked and turned into requests.
+
+Nothing that comes out of a line is believed: sizes, slots, names, operation and fields are checked before anything
+else is touched, and a message that fails a check is answered with a typed error that costs only its sender.
+Nothing that goes into a line waits: an incarnation whose socket is full gets its requests later, a client
+that does not read its answers is ended.
+"""
+
+from __future__ import annotations
+
+import collections
+import os
+import select
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from core.abi import (
+    BULK_LIMIT,
+    CALLS_LIMIT,
+    FLAG_REDELIVERED,
+    HEADER,
+    INLINE_LIMIT,
+    NAME,
+    NO_SLOT,
+    PACKET_LIMIT,
+    SELF,
+    SLOT_SIZE,
+    SLOTS,
+    Kind,
+    RightKind,
+)
+from core.errors import (
+    AtollError,
+    BadMessageError,
+    LimitError,
+    LostError,
+    MessageTooLargeError,
+    ServerFaultError,
+    WrongRightError,
+    from_wire,
+    to_wire,
+)
+from core.userlib.interface import Bulk, Operation, encode
+from core.userlib.line import ANCILLARY_SIZE, Packet, Region, Slots, aligned, descriptors_in
+
+from .calls import serve_kernel_call
+from .kernel import Kernel
+from .ports import KernelRight, Port
+from .requests import Reply, Request, Waiter
+from .tasks import KernelTask
+
+if TYPE_CHECKING:
+    from .rim import Rim
+
+_OUTBOX_LIMIT: Final = 4096
+"""Packets that wait for a task to read; one that has more is ended."""
+_LINGER_S: Final = 100e-6
+"""How long a co-located caller waits at the line itself before it parks under trio."""
+_PATIENCE_LIMIT: Final = 4
+"""Lingering in vain this often in a row stops it, until a reply has come quickly again."""
+_SEND_FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+_RECEIVE_FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
+
+_decode_error: Final = msgspec.msgpack.Decoder(tuple[int, int, str]).decode
+_decode_text: Final = msgspec.msgpack.Decoder(str).decode
+
+
+class KernelLine:
+    """One incarnation in a process of its own: both an engine (`Engine`) and a client's end."""
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        task: KernelTask,
+        connection: socket.socket,
+        region: Region,
+        rim: Rim,
+        end_process: Callable[[int], None],
+    ) -> None:
+        """Take over the kernel's end of a connection.
+
+        Args:
+            region: the transfer region; owned by the caller, who may use it again.
+            end_process: kills the process with the given pid.
+        """
+        connection.setblocking(False)
+        self.kernel = kernel
+        self.task = task
+        self.pid = 0
+        self.socket = connection
+        self.region = region
+        self.slots = Slots(0)
+        self.their_slots: set[int] = set()
+        self._rim = rim
+        self._end_process = end_process
+        self._outbox: collections.deque[tuple[list[bytes | memoryview], tuple[int, ...]]] = (
+            collections.deque()
+        )
+        self._buffer = bytearray(PACKET_LIMIT + INLINE_LIMIT)
+        self._view = memoryview(self._buffer)
+        self._into = [self._buffer]
+        self._patience = _PATIENCE_LIMIT
+        self._guilty = 0
+        self._last_words = ""
+        self._stopping = False
+        self.closed = False
+        rim.add(self)
+
+    # -- what comes from the task -------------------------------------------------------------------
+
+    def readable(self) -> bool:
+        """Take one packet; False when none is there. The rim calls it when the socket is readable."""
+        try:
+            size, ancillary, _, _ = self.socket.recvmsg_into(
+                self._into, ANCILLARY_SIZE, _RECEIVE_FLAGS
+            )
+        except BlockingIOError:
+            return False
+        except OSError:
+            size, ancillary = 0, []
+        if size == 0:
+            self.close("its line was closed")
+            return False
+        descriptors = descriptors_in(ancillary) if ancillary else []
+        try:
+            packet = Packet(self._view, size, descriptors)
+        except ValueError as error:
+            for number in descriptors:
+                os.close(number)
+            self._answer_error(0, BadMessageError(f"packet of {size} octets: {error}"))
+            return True
+        self._take(packet)
+        return True
+
+    def _take(self, packet: Packet) -> None:
+        kind = packet.kind
+        try:
+            if kind == Kind.CALL or kind == Kind.SEND:  # noqa: PLR1714 - twice as fast as `in`
+                self._request(packet)
+            elif kind == Kind.REPLY:
+                self._reply(packet)
+            elif kind == Kind.ERROR:
+                request = self.kernel.in_flight_at(self.task, packet.request)
+                self.kernel.refused(request, _error_of(packet))
+            else:
+                self._rare(packet)
+        except AtollError as error:
+            self._answer_error(packet.request, error)
+        finally:
+            for number in packet.descriptors:
+                os.close(number)
+
+    def _rare(self, packet: Packet) -> None:
+        kind, task = packet.kind, self.task
+        if kind == Kind.ABORT:
+            request = task.calls.get(packet.request)
+            if request is not None:
+                self.kernel.abort(request)
+        elif kind == Kind.FORWARD:
+            self._forward(packet)
+        elif kind == Kind.NOTIFY:
+            self.kernel.notify(task.right(packet.name), packet.request)
+        elif kind == Kind.READY:
+            self.kernel.ready(task)
+        elif kind == Kind.FAULT:
+            self._guilty = packet.request
+            try:
+                self._last_words = _decode_text(packet.fields)
+            except msgspec.MsgspecError:
+                self._last_words = "a fault report that cannot be read"
+        else:
+            raise BadMessageError(f"a task does not send packets of kind {kind}")
+
+    def _request(self, packet: Packet) -> None:
+        task = self.task
+        if packet.name == SELF:
+            serve_kernel_call(self, packet)
+            return
+        right = task.right(packet.name)
+        spec = right.check(packet.operation)
+        arguments = spec.decode_request(packet.fields)
+        wants_reply = packet.kind == Kind.CALL
+        request = Request(
+            packet.request,
+            spec,
+            right,
+            task,
+            self if wants_reply else None,
+            arguments,
+            packet.fields,
+        )
+        if packet.slot != NO_SLOT or packet.bulk or packet.room:
+            self._check_bulk(packet, spec, request, wants_reply)
+        if len(packet.rights) != spec.rights or len(packet.descriptors) != spec.descriptors:
+            raise BadMessageError(f"{spec} carries {spec.rights} rights, {spec.descriptors} descriptors")
+        if wants_reply:
+            self._enter(packet, request)
+        try:
+            if packet.rights or packet.descriptors:
+                self._carry(packet, request)
+            if packet.deadline_ms:
+                self._rim.expire(request, packet.deadline_ms / 1000)
+            self.kernel.submit(request)
+        except AtollError:
+            self._leave(request)
+            request.end()
+            raise
+        if right.kind is RightKind.SEND_ONCE:
+            task.names.pop(packet.name, None)
+            right.release()
+
+    def _enter(self, packet: Packet, request: Request) -> None:
+        """Note a call that its client waits for."""
+        calls = self.task.calls
+        if packet.request in calls:
+            raise BadMessageError(f"a call numbered {packet.request} is under way already")
+        if len(calls) >= CALLS_LIMIT:
+            raise LimitError(f"task {self.task.name} has {CALLS_LIMIT} calls under way")
+        calls[packet.request] = request
+        if packet.slot != NO_SLOT:
+            self.their_slots.add(packet.slot)
+
+    def _leave(self, request: Request) -> int:
+        """Forget a call that is answered; return the slot that its client chose."""
+        self.task.calls.pop(request.number, None)
+        slot = request.client_slot
+        self.their_slots.discard(slot)
+        return slot
+
+    def _check_bulk(self, packet: Packet, spec: Operation, request: Request, wants_reply: bool) -> None:
+        size, room, slot = packet.bulk_size, packet.room, packet.slot
+        if size and not spec.bulk:
+            raise BadMessageError(f"{spec} takes no bulk")
+        if room and (spec.room is None or not wants_reply or room != spec.room_of(request.plain)):
+            raise BadMessageError(f"{spec}: room of {room} octets was not asked for")
+        if size > BULK_LIMIT or aligned(size) + room > SLOT_SIZE:
+            raise MessageTooLargeError(f"bulk of {size} and {room} octets; the limit is {BULK_LIMIT}")
+        request.room = room
+        if slot == NO_SLOT:
+            if room > INLINE_LIMIT:
+                raise BadMessageError("room above the inline limit needs a slot")
+            request.bulk = packet.bulk
+            return
+        if not (wants_reply and SLOTS <= slot < 2 * SLOTS) or slot in self.their_slots:
+            raise BadMessageError(f"slot {slot} is not the sender's to use now")
+        request.client_slot = slot
+        request.bulk = self.region.view(slot, 0, size)
+
+    def _carry(self, packet: Packet, request: Request) -> None:
+        """Take what the message carries: send rights are copied, other kinds move."""
+        taken: list[KernelRight] = []
+        for name in packet.rights:
+            right = self.task.right(name)
+            if right.kind is RightKind.SEND:
+                taken.append(right.derive())
+            elif name == 1:
+                raise WrongRightError("a task's main port stays with it")
+            else:
+                taken.append(self.task.names.pop(name))
+        request.rights = tuple(taken)
+        request.descriptors, packet.descriptors = tuple(packet.descriptors), []
+
+    def _reply(self, packet: Packet) -> None:
+        request = self.kernel.in_flight_at(self.task, packet.request)
+        try:
+            reply = self._read_reply(packet, request)
+        except ServerFaultError as error:
+            self.kernel.refused(request, error)
+            raise
+        self.kernel.replied(request, reply)
+
+    def _read_reply(self, packet: Packet, request: Request) -> Reply:
+        spec = request.reply_spec
+        plain = spec.decode_reply(packet.fields) if spec.reply_has_field else None
+        reply = Reply(plain, packet.fields)
+        if not spec.reply_carried and not (packet.bulk_size or packet.rights or packet.descriptors):
+            return reply
+        given = (bool(packet.bulk_size), len(packet.rights), len(packet.descriptors))
+        if (given[0] and not spec.reply_bulk) or given[1:] != (
+            spec.reply_rights,
+            spec.reply_descriptors,
+        ):
+            raise ServerFaultError(f"reply to {spec} carries what it should not")
+        if packet.slot == NO_SLOT:
+            reply.bulk = packet.bulk
+        elif packet.slot != request.slot or packet.bulk_size > request.room:
+            raise ServerFaultError(f"reply to {spec} lies outside the room made for it")
+        else:
+            start = aligned(len(request.bulk))
+            reply.bulk = self.region.view(packet.slot, start, packet.bulk_size)
+        reply.rights = tuple(self._give_away(name) for name in packet.rights)
+        reply.descriptors, packet.descriptors = tuple(packet.descriptors), []
+        return reply
+
+    def _give_away(self, name: int) -> KernelRight:
+        """Take a right that a reply carries out of the server's name space."""
+        if name == 1 or name in self.task.grants.values():
+            return self.task.right(name).derive()
+        self.task.right(name)
+        return self.task.names.pop(name)
+
+    def _forward(self, packet: Packet) -> None:
+        request = self.kernel.in_flight_at(self.task, packet.request)
+        right = self.task.right(packet.name)
+        spec = right.check(packet.operation)
+        spec.decode_request(packet.fields)
+        if packet.rights or packet.descriptors or packet.bulk_size:
+            raise BadMessageError("a forwarded request carries what it came with, and nothing else")
+        self.kernel.forward(request, right, spec, packet.fields)
+
+    # -- what goes to the task ------------------------------------------------------------------------
+
+    def deliver(self, request: Request) -> bool:  # noqa: D102 - see Engine
+        if self._outbox:
+            return False
+        size, room = len(request.bulk), request.room
+        bulk: Bulk = request.bulk
+        if size > INLINE_LIMIT or room > INLINE_LIMIT:
+            if not len(self.slots):
+                return False
+            slot = request.slot = self.slots.take()
+            request.on_end = lambda: self.slots.give(slot)
+            self.region.view(slot, 0, size)[:] = bulk
+            bulk = b""
+        names = self._names_for(request)
+        flags = FLAG_REDELIVERED if request.redelivered else 0
+        fields = request.fields
+        header = HEADER.pack(
+            Kind.CALL if request.wants_reply else Kind.SEND,
+            flags,
+            request.spec.index,
+            1,
+            request.id,
+            request.badge,
+            len(fields),
+            size,
+            request.slot,
+            room,
+            0,
+            len(names),
+            len(request.descriptors),
+        )
+        if self._send([header, *(NAME.pack(name) for name in names), fields, bulk], request.descriptors):
+            return True
+        for name in names:
+            self.task.names.pop(name).release()
+        if request.on_end is not None:
+            request.on_end()
+            request.on_end = None
+            request.slot = NO_SLOT
+        return False
+
+    def _names_for(self, request: Request) -> list[int]:
+        """Enter the rights that a request carries into the receiver's name space.
+
+        Send rights are copied, so that the request can be delivered again; other kinds move.
+        """
+        if not request.rights:
+            return []
+        names, left = [], []
+        for right in request.rights:
+            if right.kind is RightKind.SEND:
+                left.append(right)
+                names.append(self.task.hold(right.derive() if right.port.alive else right))
+            elif right.port.task is self.task or not request.redelivered:
+                names.append(self.task.hold(right))
+                self._receive_from(right)
+            else:
+                raise LostError("a right that the request carried died with its first receiver")
+        request.rights = tuple(left)
+        return names
+
+    def _receive_from(self, right: KernelRight) -> None:
+        if right.kind is RightKind.RECEIVE:
+            port = right.port
+            if port.task is not None:
+                port.task.ports.discard(port)
+            port.task = self.task
+            self.task.ports.add(port)
+
+    def abort(self, request: Request) -> None:  # noqa: D102 - see Engine
+        self._send_or_keep([_header(Kind.ABORT, request.id)])
+
+    def notify(self, port: Port, bits: int) -> bool:  # noqa: D102, ARG002 - see Engine
+        return not self._outbox and self._send([_header(Kind.NOTIFY, bits)])
+
+    def no_senders(self, port: Port, badge: int) -> bool:  # noqa: D102, ARG002 - see Engine
+        return not self._outbox and self._send([_header(Kind.NO_SENDERS, 0, badge=badge)])
+
+    def stop(self) -> None:  # noqa: D102 - see Engine
+        self._stopping = True
+        self._send_or_keep([_header(Kind.STOP, 0)])
+
+    def kill(self) -> None:  # noqa: D102 - see Engine
+        if self.pid:
+            self._end_process(self.pid)
+        else:
+            self.close("it was killed")
+
+    def replied(self, request: Request, reply: Reply) -> None:
+        """Send a reply to the client that is this task (`ClientEnd`)."""
+        slot = self._leave(request)
+        spec = request.reply_spec
+        bulk = reply.bulk
+        size = len(bulk)
+        used = NO_SLOT
+        if size > INLINE_LIMIT:
+            if slot == NO_SLOT:
+                reply.discard()
+                self._answer_error(request.number, MessageTooLargeError("no room for the reply"))
+                return
+            used = slot
+            self.region.view(slot, aligned(len(request.bulk)), size)[:] = bulk
+            bulk = b""
+        names = [self.task.hold(right) for right in reply.rights]
+        fields = reply.encoded(spec)
+        header = HEADER.pack(
+            Kind.REPLY, 0, 0, 0, request.number, 0, len(fields), size, used, 0, 0,
+            len(names), len(reply.descriptors),
+        )  # fmt: skip
+        parts = [header, *(NAME.pack(name) for name in names), fields, bytes(bulk)]
+        self._send_or_keep(parts, reply.descriptors)
+        for number in reply.descriptors:
+            os.close(number)
+
+    def refused(self, request: Request, error: AtollError) -> None:
+        """Send an error to the client that is this task (`ClientEnd`)."""
+        self._leave(request)
+        self._answer_error(request.number, error)
+
+    def _answer_error(self, number: int, error: AtollError) -> None:
+        code, errno, detail = to_wire(error)
+        self.answer(number, encode((code, errno, detail[:2000])), Kind.ERROR)
+
+    def answer(
+        self,
+        number: int,
+        fields: bytes,
+        kind: Kind = Kind.REPLY,
+        names: tuple[int, ...] = (),
+        descriptors: tuple[int, ...] = (),
+    ) -> None:
+        """Answer the task's call `number` from the kernel itself; descriptors stay the caller's."""
+        header = _header(kind, number, len(fields), rights=len(names), descriptors=len(descriptors))
+        parts = [header, *(NAME.pack(name) for name in names), fields]
+        self._send_or_keep(parts, descriptors)
+
+    def _send(self, parts: list[bytes | memoryview], descriptors: tuple[int, ...] = ()) -> bool:
+        """Send a packet if the socket takes it now."""
+        try:
+            if descriptors:
+                socket.send_fds(self.socket, parts, list(descriptors), _SEND_FLAGS)
+            else:
+                self.socket.send(b"".join(parts), _SEND_FLAGS)
+        except BlockingIOError:
+            self._rim.watch_writable(self)
+            return False
+        except OSError:
+            # The process is gone. What its line still holds is read first; the rim then finds the end.
+            return False
+        return True
+
+    def _send_or_keep(self, parts: list[bytes | memoryview], descriptors: tuple[int, ...] = ()) -> None:
+        """Send a packet now or as soon as the task reads; end a task that does not."""
+        if self.closed:
+            return
+        if not self._outbox and self._send(parts, descriptors):
+            return
+        if len(self._outbox) >= _OUTBOX_LIMIT:
+            self.close(f"it left {_OUTBOX_LIMIT} packets unread")
+            return
+        self._outbox.append((list(parts), tuple(os.dup(number) for number in descriptors)))
+
+    def writable(self) -> None:
+        """Send what has been waiting. The rim calls it when the socket has room again."""
+        while self._outbox:
+            parts, descriptors = self._outbox[0]
+            if not self._send(parts, descriptors):
+                return
+            self._outbox.popleft()
+            for number in descriptors:
+                os.close(number)
+        self.kernel.flush(self.task)
+
+    # -- hand-off -------------------------------------------------------------------------------------
+
+    def linger(self, waiter: Waiter) -> None:
+        """Wait a moment at the line itself for an answer, with no scheduler in between.
+
+        Blocking here gives the processor to the server at once, and the answer is read on the same turn.
+        A server that was slow several times in a row is not waited for again until it was quick.
+        """
+        if self._patience <= 0:
+            self._patience += 1 if self._rim.sometimes() else 0
+            return
+        number = self.socket.fileno()
+        while not waiter.done:
+            if number < 0 or not select.select((number,), (), (), _LINGER_S)[0]:
+                self._patience -= 1
+                return
+            self.readable()
+            number = self.socket.fileno()
+        self._patience = _PATIENCE_LIMIT
+
+    # -- the end --------------------------------------------------------------------------------------
+
+    def close(self, reason: str) -> None:
+        """The incarnation is over: close the line and tell the kernel, once."""
+        if self.closed:
+            return
+        self.closed = True
+        self._rim.remove(self)
+        self.socket.close()
+        for _, descriptors in self._outbox:
+            for number in descriptors:
+                os.close(number)
+        self._outbox.clear()
+        if self.pid:
+            self._end_process(self.pid)
+        orderly = self._stopping and not self._last_words
+        reason = self._last_words or reason
+        self.kernel.ended(self.task, self, reason, orderly=orderly, guilty=self._guilty)
+
+
+def _error_of(packet: Packet) -> AtollError:
+    """Return the error that a server declined with; a malformed one is the server's fault."""
+    try:
+        return from_wire(*_decode_error(packet.fields))
+    except msgspec.MsgspecError as error:
+        return ServerFaultError(f"an error that cannot be read: {error}")
+
+
+def _header(
+    kind: Kind,
+    request: int,
+    fields: int = 0,
+    *,
+    badge: int = 0,
+    rights: int = 0,
+    descriptors: int = 0,
+) -> bytes:
+    return HEADER.pack(kind, 0, 0, 1, request, badge, fields, 0, NO_SLOT, 0, 0, rights, descriptors)

@@ -1,0 +1,207 @@
+"""Ports and rights: who may send what to whom.
+
+A port is a bounded message queue with one receiver. It belongs to the kernel, not to the receiver: queue and
+requests in flight outlive the receiver's death. A right is the only way to name a port. Rights form a
+tree: each was derived from another one, and revoking a right makes all that were derived from it
+useless, wherever they went.
+
+Invariants:
+1. A port has exactly one receive right, held by the task in `port.task`.
+2. `port.senders[badge]` counts the live send rights with that badge, those travelling in messages included.
+3. A right that was revoked or released points at `DEAD`, whose `direct` is None: one comparison on the
+   hot path tells both "no hand-off here" and "look closer".
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Final
+
+from core.abi import ALL_OPERATIONS, QUEUE_LIMIT, Right, RightKind
+from core.errors import DeadPortError, NoRightError, QueueFullError, WrongRightError
+from core.userlib.interface import Interface, Operation
+from core.userlib.server import NoOperations, Request as ServerRequest
+
+if TYPE_CHECKING:
+    from .requests import Request
+    from .tasks import KernelTask
+
+
+class Direct:
+    """What a stub needs to call a co-located server on the caller's turn. See `core.userlib.stub`."""
+
+    __slots__ = ("fault", "handlers", "next_id", "request")
+
+    def __init__(
+        self,
+        handlers: list[Callable[..., Any] | None],
+        request: ServerRequest,
+        next_id: Callable[[], int],
+        fault: Callable[..., Any],
+    ) -> None:
+        self.handlers = handlers
+        self.request = request
+        self.next_id = next_id
+        self.fault = fault
+
+
+class Port:
+    """A message queue and what is known of its receiver."""
+
+    __slots__ = (
+        "alive",
+        "bits",
+        "direct",
+        "gone",
+        "handled",
+        "id",
+        "in_flight",
+        "interface",
+        "label",
+        "queue",
+        "senders",
+        "task",
+    )
+
+    def __init__(self, number: int, label: str, interface: type[Interface], task: KernelTask | None) -> None:
+        self.id = number
+        self.label = label
+        self.interface = interface
+        self.task = task
+        self.alive = True
+        self.direct: Direct | None = None
+        self.queue: collections.deque[Request] = collections.deque()
+        self.in_flight: dict[int, Request] = {}
+        self.senders: dict[int, int] = {}
+        self.bits = 0
+        self.gone: set[int] = set()
+        self.handled = 0
+
+    def check_room(self) -> None:
+        """QueueFullError when the port may take no further message."""
+        if len(self.queue) + len(self.in_flight) >= QUEUE_LIMIT:
+            raise QueueFullError(f"port {self.label} holds {QUEUE_LIMIT} messages")
+
+    def take_back(self) -> list[Request]:
+        """Move what was in flight back to the head of the queue, oldest first; return what moved."""
+        moved = sorted(self.in_flight.values(), key=lambda request: request.id)
+        self.in_flight.clear()
+        self.queue.extendleft(reversed(moved))
+        return moved
+
+    def __repr__(self) -> str:
+        return f"<port {self.id} {self.label}>"
+
+
+DEAD: Final = Port(0, "dead", NoOperations, None)
+DEAD.alive = False
+
+
+class KernelRight(Right):
+    """A right. Made by `Port`'s owner through `receive_right`, by `derive`, and by nothing else."""
+
+    __slots__ = ("badge", "children", "kind", "mask", "parent", "port", "reach")
+
+    def __init__(self, port: Port, kind: RightKind, reach: int, badge: int, parent: KernelRight | None) -> None:
+        self.port = port
+        self.kind = kind
+        self.reach = reach
+        # A receive or send-once right never allows hand-off: mask 0 sends the stub to the full check.
+        self.mask = reach if kind is RightKind.SEND else 0
+        self.badge = badge
+        self.parent = parent
+        self.children: set[KernelRight] | None = None
+        if kind is not RightKind.RECEIVE:
+            port.senders[badge] = port.senders.get(badge, 0) + 1
+
+    def derive(self, kind: RightKind = RightKind.SEND, reach: int = ALL_OPERATIONS, badge: int | None = None) -> KernelRight:
+        """Return a new right to the same port that reaches no further than this one.
+
+        Args:
+            kind: SEND or SEND_ONCE.
+            reach: mask of operations; cut to this right's own.
+            badge: only a receive right may choose one; else the badge is inherited.
+
+        Raises:
+            NoRightError: this right was revoked or its port is gone.
+            WrongRightError: a right that may not be copied, or a badge that may not be chosen.
+        """
+        if not self.port.alive:
+            raise NoRightError("the right was revoked, or its port is gone")
+        if self.kind is RightKind.SEND_ONCE:
+            raise WrongRightError("a send-once right cannot be copied")
+        if self.kind is RightKind.SEND and badge is not None and badge != self.badge:
+            raise WrongRightError("only the receiver of a port chooses badges")
+        child = KernelRight(self.port, kind, reach & self.reach, self.badge if badge is None else badge, self)
+        if self.children is None:
+            self.children = set()
+        self.children.add(child)
+        return child
+
+    def descendants(self) -> Iterator[KernelRight]:
+        """Yield all rights derived from this one, at any depth."""
+        todo = list(self.children or ())
+        while todo:
+            right = todo.pop()
+            yield right
+            todo.extend(right.children or ())
+
+    def revoke(self) -> int:
+        """Make all rights derived from this one useless; return how many they were."""
+        victims = list(self.descendants())
+        self.children = None
+        for right in victims:
+            right.children = None
+            right.die()
+        return len(victims)
+
+    def release(self) -> None:
+        """Give this right up. What was derived from it lives on, as if derived from its parent."""
+        parent = self.parent
+        for child in self.children or ():
+            child.parent = parent
+        if parent is not None and parent.children is not None:
+            parent.children.discard(self)
+            parent.children |= self.children or set()
+        self.children = None
+        self.die()
+
+    def die(self) -> None:
+        """Point nowhere, and tell the port that a sender is gone."""
+        port, self.port = self.port, DEAD
+        self.mask = 0
+        if port is DEAD or self.kind is RightKind.RECEIVE:
+            return
+        left = port.senders[self.badge] - 1
+        if left:
+            port.senders[self.badge] = left
+            return
+        del port.senders[self.badge]
+        if self.badge and port.alive and port.task is not None:
+            port.task.no_senders(port, self.badge)
+
+    def check(self, operation: int) -> Operation:
+        """Return the operation that this right lets its holder call.
+
+        Raises:
+            NoRightError, DeadPortError, WrongRightError: it does not.
+        """
+        port = self.port
+        if not port.alive:
+            if port is DEAD:
+                raise NoRightError("the right was revoked, or its port is gone")
+            raise DeadPortError(f"port {port.label} is gone")
+        if self.kind is RightKind.RECEIVE:
+            raise WrongRightError("a receive right does not send")
+        specs = port.interface.OPERATIONS
+        if not 0 <= operation < len(specs):
+            raise WrongRightError(f"{port.interface.__name__} has no operation {operation}")
+        if not self.reach >> operation & 1:
+            raise WrongRightError(f"this right does not allow {specs[operation]}")
+        return specs[operation]
+
+
+def receive_right(port: Port) -> KernelRight:
+    """Return the receive right of a new port."""
+    return KernelRight(port, RightKind.RECEIVE, ALL_OPERATIONS, 0, None)

@@ -1,0 +1,257 @@
+"""Messages in flight: from the moment the kernel accepts one until its client has an answer.
+
+A `Request` holds what its receiver needs twice over, decoded and encoded, each made when first asked for: a message
+between two tasks in address spaces of their own is never encoded again, one between two co-located tasks never at
+all. It keeps its bulk and its rights until it is answered, so that it can be delivered again after its
+server's death.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
+import trio
+
+from core.abi import NO_SLOT
+from core.errors import AtollError, BadMessageError
+from core.userlib.interface import Bulk, Descriptor, Operation, encode
+
+if TYPE_CHECKING:
+    from .ports import KernelRight, Port
+    from .tasks import KernelTask
+    from .timers import Timer
+
+
+class Reply:
+    """A server's answer. Either of `plain` and `fields` may be missing; rights and descriptors move."""
+
+    __slots__ = ("bulk", "descriptors", "fields", "plain", "rights")
+
+    def __init__(
+        self,
+        plain: Any = None,
+        fields: bytes | None = None,
+        bulk: Bulk = b"",
+        rights: tuple[KernelRight, ...] = (),
+        descriptors: tuple[int, ...] = (),
+    ) -> None:
+        self.plain = plain
+        self.fields = fields
+        self.bulk = bulk
+        self.rights = rights
+        self.descriptors = descriptors
+
+    def encoded(self, spec: Operation) -> bytes:
+        """Return the fields as octets."""
+        if self.fields is None:
+            self.fields = encode(self.plain) if spec.reply_has_field else b""
+        return self.fields
+
+    def discard(self) -> None:
+        """Give up what the reply carries, because nobody waits for it any more."""
+        for right in self.rights:
+            right.release()
+        for number in self.descriptors:
+            os.close(number)
+
+
+class ClientEnd(Protocol):
+    """Where an answer goes."""
+
+    def replied(self, request: Request, reply: Reply) -> None:
+        """Take the reply; its bulk is valid only until this returns."""
+
+    def refused(self, request: Request, error: AtollError) -> None:
+        """Take the error."""
+
+
+class Request:
+    """A message in flight. `id` is unique within a boot and stays the same when it is delivered again."""
+
+    __slots__ = (
+        "_arguments",
+        "_fields",
+        "abandoned",
+        "badge",
+        "bulk",
+        "client",
+        "client_end",
+        "client_slot",
+        "deaths",
+        "delivered",
+        "descriptors",
+        "id",
+        "number",
+        "on_end",
+        "port",
+        "redelivered",
+        "reply_spec",
+        "rights",
+        "room",
+        "slot",
+        "spec",
+        "timer",
+        "wants_reply",
+    )
+
+    def __init__(
+        self,
+        number: int,
+        spec: Operation,
+        right: KernelRight,
+        client: KernelTask | None,
+        client_end: ClientEnd | None,
+        arguments: tuple[Any, ...] | None = None,
+        fields: bytes | None = None,
+    ) -> None:
+        """Make a request.
+
+        Args:
+            number: the client's own number for it.
+            arguments: the plain parameters; missing ones are decoded from `fields` when needed.
+            client_end: None for a message that wants no reply.
+        """
+        self.id = 0
+        self.number = number
+        self.spec = spec
+        self.reply_spec = spec
+        self.port: Port = right.port
+        self.badge = right.badge
+        self.client = client
+        self.client_end = client_end
+        self.wants_reply = client_end is not None
+        self._arguments = arguments
+        self._fields = fields
+        self.bulk: Bulk = b""
+        self.rights: tuple[KernelRight, ...] = ()
+        self.descriptors: tuple[int, ...] = ()
+        self.room = 0
+        self.slot = NO_SLOT
+        self.client_slot = NO_SLOT
+        self.delivered = False
+        self.redelivered = False
+        self.abandoned = False
+        self.deaths = 0
+        self.on_end: Callable[[], None] | None = None
+        self.timer: Timer | None = None
+
+    @property
+    def plain(self) -> tuple[Any, ...]:
+        """The plain parameters."""
+        if self._arguments is None:
+            self._arguments = self.spec.decode_request(self._fields or b"")
+        return self._arguments
+
+    @property
+    def fields(self) -> bytes:
+        """The plain parameters as octets. BadMessageError when they cannot be encoded."""
+        if self._fields is None:
+            try:
+                self._fields = encode(self._arguments)
+            except (TypeError, OverflowError, ValueError, msgspec.MsgspecError) as error:
+                raise BadMessageError(f"{self.spec}: {error}") from None
+        return self._fields
+
+    def retarget(self, spec: Operation, right: KernelRight, fields: bytes) -> None:
+        """Aim at another port: the server behind the first one passes the request on."""
+        self.spec = spec
+        self.port = right.port
+        self.badge = right.badge
+        self._fields, self._arguments = fields, None
+        self.delivered = self.redelivered = False
+
+    def arguments(self) -> tuple[Any, ...]:
+        """Return what a co-located handler is called with; carried descriptors are duplicated."""
+        spec = self.spec
+        if len(spec.parameters) == spec.fields:
+            return self.plain
+        bulk: tuple[Bulk, ...] = (self.bulk,) if spec.bulk else ()
+        lent = tuple(Descriptor(os.dup(number)) for number in self.descriptors)
+        rights = tuple(right.derive() if right.port.alive else right for right in self.rights)
+        return (*self.plain, *bulk, *rights, *lent)
+
+    def reply(self, reply: Reply) -> None:
+        """Answer the client; once."""
+        self.end()
+        if self.client_end is None or self.abandoned:
+            reply.discard()
+        else:
+            self.client_end.replied(self, reply)
+
+    def refuse(self, error: AtollError) -> None:
+        """Answer the client with an error; once."""
+        self.end()
+        if self.client_end is not None and not self.abandoned:
+            self.client_end.refused(self, error)
+
+    def end(self) -> None:
+        """Give up what the request carried."""
+        if self.timer is not None:
+            self.timer.cancel()
+        for right in self.rights:
+            right.release()
+        for number in self.descriptors:
+            os.close(number)
+        self.rights = self.descriptors = ()
+        if self.on_end is not None:
+            self.on_end()
+            self.on_end = None
+
+    def __repr__(self) -> str:
+        return f"<request {self.id} {self.spec} from {self.client}>"
+
+
+class Waiter:
+    """A trio task in the kernel's process that waits for an answer."""
+
+    __slots__ = ("done", "error", "task", "value")
+
+    def __init__(self) -> None:
+        self.done = False
+        self.error: AtollError | None = None
+        self.value: Any = None
+        self.task: trio.lowlevel.Task | None = None
+
+    def replied(self, request: Request, reply: Reply) -> None:  # noqa: D102
+        spec = request.reply_spec
+        if spec.reply_carried:
+            carried: list[Any] = []
+            if spec.reply_bulk:
+                bulk = reply.bulk
+                carried.append(bytes(bulk) if isinstance(bulk, memoryview) else bulk)
+            carried += reply.rights
+            carried += [Descriptor(number) for number in reply.descriptors]
+            self.value = spec.join_reply(reply.plain, carried)
+        else:
+            self.value = reply.plain
+        self._wake()
+
+    def refused(self, request: Request, error: AtollError) -> None:  # noqa: D102, ARG002
+        self.error = error
+        self._wake()
+
+    def _wake(self) -> None:
+        self.done = True
+        if self.task is not None:
+            task, self.task = self.task, None
+            trio.lowlevel.reschedule(task)
+
+    async def wait(self, withdraw: Callable[[], None]) -> None:
+        """Park until the answer is there; `withdraw` is called when the caller is cancelled."""
+        self.task = trio.lowlevel.current_task()
+
+        def abort(_: Any) -> trio.lowlevel.Abort:
+            self.task = None
+            withdraw()
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(abort)
+
+    def result(self) -> Any:
+        """Return the reply's value, or raise the error."""
+        if self.error is not None:
+            raise self.error
+        return self.value

@@ -1,0 +1,201 @@
+"""Tasks: the units of restart, with the name space of rights that each one holds.
+
+A `KernelTask` is a place in the kernel's table. Its incarnations come and go: each has an *engine*, which is a line to
+a process or a server promoted into the kernel's own. What belongs to the place survives them: the main
+port with its queue, the rights granted by the system description, and whatever was kept.
+
+Invariants:
+1. `names[1]` is the receive right of the main port, for as long as the place exists.
+2. `engine` is None exactly while no incarnation runs; no port of the task has a `direct` then.
+3. A request made by the task is in `calls`, under the task's own number, until it is answered.
+4. `badge`, which servers see on requests through granted rights, is never used again within a boot.
+"""
+
+from __future__ import annotations
+
+import enum
+import itertools
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import msgspec
+
+from core.abi import NAMES_LIMIT, TaskId
+from core.errors import LimitError, NoRightError
+
+if TYPE_CHECKING:
+    from .ports import KernelRight, Port
+    from .requests import Request
+    from .timers import Timer
+
+FIRST_FREE_NAME: Final = 2
+LAST_WORDS: Final = 32
+"""Ends of incarnations that are remembered."""
+
+
+class Placement(enum.Enum):
+    """Where a task's program runs."""
+
+    PROCESS = "process"
+    """In an address space of its own, behind a line."""
+    COLOCATED = "colocated"
+    """In the kernel's process: promoted, for speed."""
+    JOINED = "joined"
+    """A program of the host that joined over the control socket; it is never restarted."""
+
+
+class State(enum.Enum):
+    """What an incarnation is doing."""
+
+    DOWN = "down"
+    STARTING = "starting"
+    RUNNING = "running"
+    RETIRED = "retired"
+
+
+class Program(msgspec.Struct, frozen=True):
+    """What a task runs, from the system description."""
+
+    name: str
+    server: str
+    placement: Placement
+    options: dict[str, Any] = {}
+
+
+class Engine(Protocol):
+    """One incarnation, as the kernel drives it. None of these waits."""
+
+    pid: int
+
+    def deliver(self, request: Request) -> bool:
+        """Take a request; False when the incarnation cannot take it now."""
+
+    def abort(self, request: Request) -> None:
+        """Tell the server that nobody waits for this request any more."""
+
+    def notify(self, port: Port, bits: int) -> bool:
+        """Deliver notification bits; False when that is not possible now."""
+
+    def no_senders(self, port: Port, badge: int) -> bool:
+        """Tell that the last right with this badge is gone; False when that is not possible now."""
+
+    def stop(self) -> None:
+        """Ask for an orderly end."""
+
+    def kill(self) -> None:
+        """End at once. TaskError when the placement does not allow it."""
+
+
+class KernelTask:
+    """A place in the task table. See the module head."""
+
+    def __init__(self, task_id: TaskId, program: Program, badge: int) -> None:
+        self.id = task_id
+        self.badge = badge
+        self.program = program
+        self.name = program.name
+        self.state = State.DOWN
+        self.engine: Engine | None = None
+        self.main_port: Port | None = None
+        self.ports: set[Port] = set()
+        self.names: dict[int, KernelRight] = {}
+        self.grants: dict[str, int] = {}
+        self.calls: dict[int, Request] = {}
+        self.timers: dict[int, Timer] = {}
+        self.kept: dict[str, int] = {}
+        self.kept_rights: dict[str, KernelRight] = {}
+        self.kernel_mask = 0
+        self.last_words: list[str] = []
+        self.handled = 0
+        self._next_name = FIRST_FREE_NAME
+
+    def hold(self, right: KernelRight) -> int:
+        """Enter a right into the name space and return its name. LimitError at NAMES_LIMIT."""
+        if len(self.names) >= NAMES_LIMIT:
+            raise LimitError(f"task {self.name} holds {NAMES_LIMIT} rights")
+        name = self._next_name
+        while name in self.names:
+            name += 1
+        self._next_name = name + 1 if name < (1 << 31) else FIRST_FREE_NAME
+        self.names[name] = right
+        return name
+
+    def right(self, name: int) -> KernelRight:
+        """Return the right of that name. NoRightError if there is none."""
+        right = self.names.get(name)
+        if right is None:
+            raise NoRightError(f"task {self.name} holds no right named {name}")
+        return right
+
+    def forget(self, right: KernelRight) -> None:
+        """Take a right out of the name space, wherever it stands there."""
+        for name, held in self.names.items():
+            if held is right:
+                del self.names[name]
+                return
+
+    def keep(self, label: str, number: int) -> None:
+        """Keep a descriptor, owned from now on; what was kept under the label is closed."""
+        old = self.kept.get(label)
+        self.kept[label] = number
+        if old is not None:
+            os.close(old)
+
+    def no_senders(self, port: Port, badge: int) -> None:
+        """Tell the incarnation, or remember until there is one."""
+        engine = self.engine
+        if self.state is not State.RUNNING or engine is None or not engine.no_senders(port, badge):
+            port.gone.add(badge)
+
+    def remember_end(self, reason: str) -> None:
+        """Note why an incarnation ended."""
+        self.last_words = [*self.last_words[-LAST_WORDS + 1 :], reason]
+
+    def __repr__(self) -> str:
+        return f"<task {self.id} {self.name}>"
+
+
+class TaskTable:
+    """All tasks, by place and by name. A place is used again under the next generation."""
+
+    def __init__(self) -> None:
+        self._by_name: dict[str, KernelTask] = {}
+        self._generations: list[int] = []
+        self._free: list[int] = []
+        self._badges = itertools.count(1).__next__
+
+    def add(self, program: Program) -> KernelTask:
+        """Make a task. LimitError when the name is taken."""
+        if program.name in self._by_name:
+            raise LimitError(f"there is a task {program.name} already")
+        if self._free:
+            index = self._free.pop()
+        else:
+            index = len(self._generations)
+            self._generations.append(0)
+        task = KernelTask(TaskId(index, self._generations[index]), program, self._badges())
+        self._by_name[program.name] = task
+        return task
+
+    def renew(self, task: KernelTask) -> None:
+        """Give the task's place to its next incarnation."""
+        self._generations[task.id.index] += 1
+        task.id = TaskId(task.id.index, self._generations[task.id.index])
+
+    def remove(self, task: KernelTask) -> None:
+        """Free the task's place."""
+        if self._by_name.get(task.name) is task:
+            del self._by_name[task.name]
+            self._generations[task.id.index] += 1
+            self._free.append(task.id.index)
+
+    def named(self, name: str) -> KernelTask | None:
+        """Return the task of that name."""
+        return self._by_name.get(name)
+
+    def __iter__(self) -> Iterator[KernelTask]:
+        return iter(list(self._by_name.values()))
+
+    def __len__(self) -> int:
+        return len(self._by_name)

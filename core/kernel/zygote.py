@@ -1,0 +1,250 @@
+"""New address spaces: a process forked early, with all programs loaded, that forks the tasks.
+
+The zygote is forked before trio starts and before any device is opened, so its children hold nothing but
+what the kernel sends with the order to spawn. Starting a server costs a fork, about a millisecond.
+
+It is also the *last one out*. Its children die with it (PR_SET_PDEATHSIG). When the kernel's process goes away, by
+whatever means, the zygote finds its socket closed: it kills the tasks, undoes what the kernel asked it to
+undo (mounts, files), and ends. So nothing is left behind even when the kernel is killed with SIGKILL.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import traceback
+from typing import Any, Final, NoReturn
+
+import msgspec
+
+from core.userlib.isolated import Birth
+from core.userlib.line import ANCILLARY_SIZE, descriptors_in
+from core.userlib.serving import run_task
+
+_PR_SET_PDEATHSIG: Final = 1
+_PR_SET_NAME: Final = 15
+_ORDER_LIMIT: Final = 200_000
+_libc: Final = ctypes.CDLL(None, use_errno=True)
+
+
+class Spawn(msgspec.Struct, tag="spawn", array_like=True):
+    """Order: start a task. Comes with two descriptors, its line and its transfer region."""
+
+    token: int
+    birth: Birth
+
+
+class Kill(msgspec.Struct, tag="kill", array_like=True):
+    """Order: kill one of the zygote's children with SIGKILL."""
+
+    pid: int
+
+
+class AtEnd(msgspec.Struct, tag="at-end", array_like=True):
+    """Order: what to undo when the kernel is gone. Replaces what was ordered before.
+
+    Args:
+        commands: commands to run, in order; failures are ignored.
+        remove: files to unlink.
+    """
+
+    commands: list[list[str]]
+    remove: list[str]
+
+
+class Spawned(msgspec.Struct, tag="spawned", array_like=True):
+    """Report: the task ordered with `token` has this pid."""
+
+    token: int
+    pid: int
+
+
+class Exited(msgspec.Struct, tag="exited", array_like=True):
+    """Report: a child has ended, with a status as os.waitstatus_to_exitcode gives it."""
+
+    pid: int
+    status: int
+
+
+Order = Spawn | Kill | AtEnd
+Report = Spawned | Exited
+
+_encode: Final = msgspec.msgpack.Encoder().encode
+_decode_order: Final = msgspec.msgpack.Decoder(Order).decode
+decode_report: Final = msgspec.msgpack.Decoder(Report).decode
+
+
+def set_process_name(name: str) -> None:
+    """Set what `ps` and `top` show as the process' name (15 octets at most)."""
+    _libc.prctl(_PR_SET_NAME, name.encode()[:15], 0, 0, 0)
+
+
+def die_with_parent() -> None:
+    """Have this process killed when the one that forked it ends."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def start_zygote(programs: list[str]) -> tuple[int, socket.socket]:
+    """Fork the zygote; return its pid and the kernel's end of the socket to it.
+
+    Call it before trio runs, with no other thread alive.
+
+    Args:
+        programs: the modules to load in advance.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid:
+        theirs.close()
+        return pid, ours
+    ours.close()
+    try:
+        _Zygote(theirs, programs).run()
+    except BaseException:  # noqa: BLE001 - nothing above this frame may go on in the child
+        traceback.print_exc()
+    os._exit(1)
+
+
+class _Zygote:
+    def __init__(self, kernel: socket.socket, programs: list[str]) -> None:
+        self._kernel = kernel
+        self._children: set[int] = set()
+        self._at_end = AtEnd([], [])
+        os.setsid()  # keyboard signals of the terminal are the kernel's to interpret
+        set_process_name("atoll-zygote")
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        self._wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        for module in programs:
+            with contextlib.suppress(ImportError):  # reported when the task is spawned
+                importlib.import_module(module)
+
+    def run(self) -> NoReturn:
+        poll = select.poll()
+        poll.register(self._kernel, select.POLLIN)
+        poll.register(self._wake_read, select.POLLIN)
+        while True:
+            for number, _ in poll.poll():
+                if number == self._wake_read:
+                    with contextlib.suppress(BlockingIOError):
+                        os.read(self._wake_read, 4096)
+                elif not self._obey():
+                    self._last_one_out()
+            self._reap()
+
+    def _reap(self) -> None:
+        for pid in list(self._children):
+            found, status = os.waitpid(pid, os.WNOHANG)
+            if found:
+                self._children.discard(pid)
+                self._report(Exited(pid, os.waitstatus_to_exitcode(status)))
+
+    def _report(self, report: Report) -> None:
+        with contextlib.suppress(OSError):
+            self._kernel.send(_encode(report))
+
+    def _obey(self) -> bool:
+        """Carry out one order; False when the kernel is gone."""
+        try:
+            data, ancillary, _, _ = self._kernel.recvmsg(
+                _ORDER_LIMIT, ANCILLARY_SIZE, socket.MSG_CMSG_CLOEXEC
+            )
+        except ConnectionError:
+            return False
+        if not data:
+            return False
+        order = _decode_order(data)
+        if isinstance(order, Spawn):
+            line, region = descriptors_in(ancillary)
+            self._spawn(order, line, region)
+            os.close(line)
+            os.close(region)
+        elif isinstance(order, Kill):
+            if order.pid in self._children:
+                os.kill(order.pid, signal.SIGKILL)
+        else:
+            self._at_end = order
+        return True
+
+    def _spawn(self, order: Spawn, line: int, region: int) -> None:
+        mine = os.getpid()
+        pid = os.fork()
+        if pid:
+            self._children.add(pid)
+            self._report(Spawned(order.token, pid))
+            return
+        die_with_parent()
+        if os.getppid() != mine:
+            os._exit(1)
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        self._kernel.close()
+        os.close(self._wake_read)
+        set_process_name(f"atoll-{order.birth.name}")
+        connection = socket.socket(fileno=os.dup(line))
+        connection.setblocking(True)
+        os.close(line)
+        run_task(connection, region, order.birth)
+
+    def _last_one_out(self) -> NoReturn:
+        for pid in self._children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for command in self._at_end.commands:
+            with contextlib.suppress(OSError, subprocess.SubprocessError):
+                subprocess.run(command, check=False, timeout=10, stdin=subprocess.DEVNULL,  # noqa: S603
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+        for path in self._at_end.remove:
+            with contextlib.suppress(OSError):
+                os.unlink(path)  # noqa: PTH108 - pathlib is not loaded here
+        for pid in self._children:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+        os._exit(0)
+
+
+class ZygoteLine:
+    """The kernel's end: sends orders, takes reports. Watched by the rim."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        self.socket = connection
+        self.on_report: Any = lambda report: None
+        self.on_end: Any = lambda: None
+
+    def order(self, order: Order, descriptors: tuple[int, ...] = ()) -> None:
+        """Send an order. The zygote does nothing but read them, so its socket has room."""
+        data = _encode(order)
+        if descriptors:
+            socket.send_fds(self.socket, [data], list(descriptors))
+        else:
+            self.socket.send(data)
+
+    def readable(self) -> bool:
+        """Take one report."""
+        try:
+            data = self.socket.recv(4096)
+        except BlockingIOError:
+            return False
+        except OSError:
+            data = b""
+        if not data:
+            self.on_end()
+            return False
+        self.on_report(decode_report(data))
+        return True
+
+    def writable(self) -> None:
+        """Nothing ever waits here."""

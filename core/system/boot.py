@@ -1,0 +1,408 @@
+"""Boot: from a checked description to a running system, and back to nothing.
+
+`prepare` forks the zygote and must run before trio. `booted` makes the kernel, enters every task and every right
+of the description, and only then starts the servers, each after those it has rights to. Since ports
+belong to the kernel, a server may call another one that has not started yet: it simply waits.
+
+A system ends in the reverse order, so that a server can still use what it depends on while it closes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import secrets
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Final
+
+import msgspec
+import trio
+
+from core.errors import AtollError, TaskError
+from core.kernel.calls import FULL_MASK, ORDINARY_MASK, named_task
+from core.kernel.colocated import Colocated, ColocatedTask
+from core.kernel.kernel import Kernel
+from core.kernel.line import KernelLine
+from core.kernel.rim import Rim
+from core.kernel.tasks import KernelTask, Placement, Program, State
+from core.kernel.zygote import (
+    AtEnd,
+    Exited,
+    Kill,
+    Report,
+    Spawn,
+    Spawned,
+    ZygoteLine,
+    start_zygote,
+)
+from core.userlib.interface import Interface, encode
+from core.userlib.isolated import Birth
+from core.userlib.kernel_calls import Supervision
+from core.userlib.line import Region, new_region
+from core.userlib.server import NoOperations, Server
+from core.userlib.task import Task
+
+from .description import Grant, ServerDescription, SystemDescription
+from .supervisor import Policy
+
+START_TIMEOUT_S: Final = 20.0
+STOP_TIMEOUT_S: Final = 5.0
+JOINED_LIMIT: Final = 256
+"""Programs that may be joined at the same time."""
+_SUPERVISOR: Final = "supervisor"
+_SUPERVISOR_DEATHS: Final = 20
+"""Deaths of the supervisor within ten seconds after which the kernel waits before it mends it."""
+
+
+class BootError(Exception):
+    """The system could not be started; the text says which server failed and how."""
+
+
+class Prepared:
+    """What must exist before trio runs: the zygote."""
+
+    def __init__(self, description: SystemDescription) -> None:
+        self.description = description
+        self.zygote_pid, self.zygote_socket = start_zygote(description.modules())
+
+
+class System:
+    """A running system, as its composition sees it."""
+
+    def __init__(self, prepared: Prepared, log: Callable[[str], None]) -> None:
+        self.description = prepared.description
+        self.zygote_pid = prepared.zygote_pid
+        self.rim = Rim()
+        self.kernel = Kernel(secrets.randbits(63), log, self.rim.timers)
+        self.rim.kernel = self.kernel
+        self._zygote = ZygoteLine(prepared.zygote_socket)
+        self._zygote.on_report = self._hear
+        self._zygote.on_end = self._zygote_ended
+        self._tokens = itertools.count(1).__next__
+        self._joined = itertools.count(1).__next__
+        self._joined_now = 0
+        self._starting: dict[int, KernelLine] = {}
+        self._by_pid: dict[int, KernelLine] = {}
+        self._regions: dict[str, tuple[int, Region]] = {}
+        self._makers: dict[str, Callable[[Task], Server]] = {}
+        self._nursery: trio.Nursery | None = None
+        self._stopping = False
+        self._supervisor_deaths = 0
+        self._changed = trio.Event()
+        self.failed = trio.Event()
+        self.failure = ""
+        self.kernel.start_incarnation = self._start_incarnation
+        self.kernel.on_death = self._on_death
+        self.kernel.on_ready = lambda task: self._wake()
+
+    # -- tasks -------------------------------------------------------------------------------------
+
+    def enter(self) -> None:
+        """Enter all tasks and rights of the description into the kernel's tables."""
+        servers = self.description.servers
+        for server in servers.values():
+            options = dict(server.options)
+            if server.name == _SUPERVISOR:
+                options["policies"] = {
+                    other.name: msgspec.to_builtins(
+                        Policy(other.restart, other.intensity, other.period_s)
+                    )
+                    for other in servers.values()
+                }
+            task = self.kernel.add_task(
+                Program(server.name, server.program, Placement(server.placement), options),
+                server.cls.interface,
+            )
+            task.kernel_mask = FULL_MASK if server.privileged else ORDINARY_MASK
+            self._makers[server.name] = server.cls
+        for server in servers.values():
+            self.grant(self.task(server.name), server.grants)
+
+    def task(self, name: str) -> KernelTask:
+        """Return a task by name; TaskError if there is none."""
+        return named_task(self.kernel, name)
+
+    def grant(self, task: KernelTask, grants: dict[str, Grant]) -> None:
+        """Give a task the send rights that the description grants it, badged with its place."""
+        for name, grant in grants.items():
+            target = self.task(grant.server)
+            right = target.names[1].derive(reach=grant.mask, badge=task.badge)
+            task.grants[name] = task.hold(right)
+
+    def add_colocated(
+        self, name: str, make: Callable[[Task], Server], interface: type[Interface] = NoOperations,
+        grants: dict[str, Grant] | None = None, options: dict[str, Any] | None = None,
+    ) -> KernelTask:  # fmt: skip
+        """Enter a task that composition brings along, such as the front end, and start it."""
+        task = self.kernel.add_task(Program(name, "", Placement.COLOCATED, options or {}), interface)
+        task.kernel_mask = FULL_MASK
+        self._makers[name] = make
+        self.grant(task, grants or {})
+        self.kernel.spawn(task)
+        return task
+
+    def client(self, name: str = "kernel") -> ColocatedTask:
+        """Return a task in the kernel's process that only makes calls."""
+        task = self.kernel.tasks.named(name)
+        if task is None:
+            program = Program(name, "", Placement.COLOCATED)
+            task = self.kernel.add_task(program, NoOperations)
+            task.kernel_mask = FULL_MASK
+        return ColocatedTask(self.kernel, task)
+
+    def connect(self, interface: type[Any], server: str, client: str = "kernel") -> Any:
+        """Return a stub for a server's port, with full rights, for a client in this process."""
+        user = self.client(client)
+        right = self.task(server).names[1].derive(badge=user.place.badge)
+        return user.connect(interface, right)
+
+    # -- incarnations --------------------------------------------------------------------------------
+
+    def _start_incarnation(self, task: KernelTask) -> None:
+        if task.program.placement is Placement.COLOCATED:
+            engine = Colocated(self.kernel, task, self._makers[task.name])
+            task.engine = engine
+            assert self._nursery is not None
+            self._nursery.start_soon(engine.run)
+        else:
+            self._start_process(task)
+
+    def _start_process(self, task: KernelTask) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        if task.name not in self._regions:
+            descriptor = new_region()
+            self._regions[task.name] = (descriptor, Region(descriptor))
+        descriptor, region = self._regions[task.name]
+        line = KernelLine(self.kernel, task, ours, region, self.rim, self._end_process)
+        task.engine = line
+        token = self._tokens()
+        self._starting[token] = line
+        self._zygote.order(Spawn(token, self._birth(task)), (theirs.fileno(), descriptor))
+        theirs.close()
+
+    def _birth(self, task: KernelTask) -> Birth:
+        program = task.program
+        return Birth(
+            task.name, program.server, self.kernel.boot_id, task.id.generation, program.options, task.grants
+        )
+
+    def _end_process(self, pid: int) -> None:
+        with contextlib.suppress(OSError):
+            self._zygote.order(Kill(pid))
+
+    def _hear(self, report: Report) -> None:
+        if isinstance(report, Spawned):
+            line = self._starting.pop(report.token)
+            line.pid = report.pid
+            self._by_pid[report.pid] = line
+            if line.closed:
+                self._end_process(report.pid)
+        elif isinstance(report, Exited):
+            line = self._by_pid.pop(report.pid)
+            if not line.closed:
+                while line.readable():
+                    pass
+                line.close(_how(report.status))
+            elif line.task.last_words and line.task.last_words[-1] == "its line was closed":
+                line.task.last_words[-1] = _how(report.status)
+        self._wake()
+
+    def _zygote_ended(self) -> None:
+        self.rim.remove(self._zygote)
+        self._fail("the zygote ended, so no server can be started any more")
+
+    def _fail(self, reason: str) -> None:
+        self.failure = self.failure or reason
+        self.failed.set()
+        self._wake()
+
+    def _on_death(self, task: KernelTask, reason: str, orderly: bool) -> None:  # noqa: FBT001
+        self._wake()
+        if task.program.placement is Placement.JOINED:
+            self._joined_now -= 1
+            self.kernel.retire(task, "the program left")
+            return
+        if self._stopping:
+            return
+        if task.name == _SUPERVISOR:
+            self._mend_supervisor(task, reason)
+        else:
+            self._announce(task, reason, orderly)
+
+    def _announce(self, task: KernelTask, reason: str, orderly: bool) -> None:  # noqa: FBT001
+        supervisor = self.kernel.tasks.named(_SUPERVISOR)
+        if supervisor is None:
+            self.kernel.log(f"{task.name} ended and nobody supervises: {reason}")
+            self.kernel.retire(task, "it ended, and there is no supervisor")
+            return
+        spec = Supervision.named("died")
+        arguments = (task.name, task.id.generation - 1, reason[-4000:], orderly)
+        with contextlib.suppress(AtollError):
+            self.client().send(supervisor.names[1].derive(), spec, arguments)
+
+    def _mend_supervisor(self, task: KernelTask, reason: str) -> None:
+        """Start the supervisor again, and tell it of everything that is down."""
+        self.kernel.log(f"{_SUPERVISOR} ended ({_last_line(reason)}); the kernel starts it again")
+        self._supervisor_deaths += 1
+        delay_s = 0.0 if self._supervisor_deaths < _SUPERVISOR_DEATHS else 1.0
+
+        def again() -> None:
+            if self._stopping or task.state is not State.DOWN:
+                return
+            self.kernel.spawn(task)
+            for other in self.kernel.tasks:
+                if other.state is State.DOWN and other.main_port is not None and other.program.server:
+                    self._announce(other, "down while the supervisor was", orderly=False)
+
+        self.rim.timers.arm(delay_s, again)
+        self.rim.timers.arm(10.0, self._forgive_supervisor)
+
+    def _forgive_supervisor(self) -> None:
+        self._supervisor_deaths -= 1
+
+    # -- joining ----------------------------------------------------------------------------------------
+
+    def join(self, connection: socket.socket, pid: int) -> KernelTask:
+        """Make a program that connected to the control socket a task. LimitError, TaskError."""
+        if self._joined_now >= JOINED_LIMIT:
+            raise TaskError(f"{JOINED_LIMIT} programs are joined already")
+        program = Program(f"joined-{pid}-{self._joined()}", "", Placement.JOINED)
+        task = self.kernel.add_task(program, NoOperations)
+        task.kernel_mask = ORDINARY_MASK
+        self.grant(task, self.description.joined)
+        descriptor = new_region()
+        socket.send_fds(connection, [encode(self._birth(task))], [descriptor])
+        region = Region(descriptor)
+        os.close(descriptor)
+        self._joined_now += 1
+        task.state = State.STARTING
+        task.engine = KernelLine(self.kernel, task, connection, region, self.rim, self._end_process)
+        self.kernel.ready(task)
+        return task
+
+    # -- life ---------------------------------------------------------------------------------------------
+
+    def at_end(self, commands: list[list[str]], remove: list[str]) -> None:
+        """Have the zygote undo things when this process is gone, however it ends."""
+        self._zygote.order(AtEnd(commands, remove))
+
+    def _wake(self) -> None:
+        changed, self._changed = self._changed, trio.Event()
+        changed.set()
+
+    async def wait_running(self, names: list[str], timeout_s: float = START_TIMEOUT_S) -> None:
+        """Wait until these tasks serve. BootError when one was given up or time is over."""
+        with trio.move_on_after(timeout_s):
+            while True:
+                states = {name: self.task(name).state for name in names}
+                for name, state in states.items():
+                    if state is State.RETIRED:
+                        raise BootError(f"{name} did not start: {self._why(name)}")
+                if self.failure:
+                    raise BootError(self.failure)
+                if all(state is State.RUNNING for state in states.values()):
+                    return
+                await self._changed.wait()
+        late = [name for name in names if self.task(name).state is not State.RUNNING]
+        reasons = "; ".join(f"{name}: {self._why(name)}" for name in late)
+        raise BootError(f"not running after {timeout_s:g} s: {reasons}")
+
+    def _why(self, name: str) -> str:
+        words = self.task(name).last_words
+        return _last_line(words[-1]) if words else "it has not said why"
+
+    async def run(self, nursery: trio.Nursery) -> None:
+        """Start the rim and every server, and return when all serve."""
+        self._nursery = nursery
+        self.rim.add(self._zygote)
+        nursery.start_soon(self.rim.run)
+        order = self.description.start_order()
+        for name in order:
+            self.kernel.spawn(self.task(name))
+        await self.wait_running(order)
+
+    async def stop(self) -> None:
+        """End every task, in the reverse order of the start; what does not end in time is killed."""
+        self._stopping = True
+        started = self.description.start_order()
+        brought = [task.name for task in self.kernel.tasks if task.name not in started]
+        for name in [*reversed(brought), *reversed(started)]:
+            task = self.kernel.tasks.named(name)
+            if task is not None and task.engine is not None:
+                await self._stop_task(task)
+        for task in self.kernel.tasks:
+            if task.state is not State.RETIRED:
+                self.kernel.retire(task, "the system was stopped")
+
+    async def _stop_task(self, task: KernelTask) -> None:
+        engine = task.engine
+        if engine is None:
+            return
+        engine.stop()
+        with trio.move_on_after(STOP_TIMEOUT_S):
+            while task.engine is engine:
+                await self._changed.wait()
+        if task.engine is engine:
+            self.kernel.log(f"{task.name} did not end within {STOP_TIMEOUT_S:g} s and is killed")
+            with contextlib.suppress(TaskError):
+                engine.kill()
+            with trio.move_on_after(1):
+                while task.engine is engine:
+                    await self._changed.wait()
+
+    def close(self) -> None:
+        """Let the zygote go, which ends what is left, and wait for it."""
+        self._zygote.socket.close()
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self.zygote_pid, 0)
+        for descriptor, region in self._regions.values():
+            region.close()
+            os.close(descriptor)
+        self.rim.close()
+
+
+def _how(status: int) -> str:
+    if status < 0:
+        return f"it was ended by {signal.Signals(-status).name}"
+    return "it ended" if status == 0 else f"it exited with status {status}"
+
+
+def _last_line(text: str) -> str:
+    lines = text.strip().splitlines()
+    return lines[-1] if lines else "unknown"
+
+
+def log_to_stderr(text: str) -> None:
+    """Write a log line to standard error."""
+    print(text, file=sys.stderr, flush=True)  # noqa: T201 - this is the log
+
+
+@contextlib.asynccontextmanager
+async def booted(
+    prepared: Prepared, log: Callable[[str], None] = log_to_stderr
+) -> AsyncIterator[System]:
+    """Boot a prepared system, yield it while it runs, and stop it.
+
+    Raises:
+        BootError: a server could not be started. What had started is stopped again.
+    """
+    system = System(prepared, log)
+    try:
+        system.enter()
+        async with trio.open_nursery() as nursery:
+            try:
+                await system.run(nursery)
+                yield system
+            finally:
+                with trio.CancelScope(shield=True):
+                    await system.stop()
+                nursery.cancel_scope.cancel()
+    finally:
+        system.close()
+
+
+__all__ = ["BootError", "Prepared", "ServerDescription", "System", "booted", "log_to_stderr"]

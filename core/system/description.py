@@ -1,0 +1,254 @@
+"""The system description: which servers there are, where they run, and who may talk to whom.
+
+    [server.fs]
+    class = "fs_server.server:FileServer"     # module:class, imported by name
+    placement = "process"                     # or "colocated"
+    restart = "permanent"                     # "transient": only after a fault; "temporary": never
+    intensity = 20                            # deaths within period_s after which it is given up
+    period_s = 5.0
+    grants = { disk = "disk" }                # name here = server; or { server = "disk", operations = ["lend"] }
+    options = { readahead = 8 }               # handed to the server as they are
+
+    [joined]
+    grants = { pipe = "pipe" }                # what programs get that join over the control socket
+
+Everything is checked before anything starts: a server that does not exist, a class that cannot be loaded, an
+operation that an interface lacks, an unknown word. The error names the line.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import tomllib
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from core.abi import ALL_OPERATIONS
+from core.userlib.server import Server
+
+PLACEMENTS: Final = ("process", "colocated")
+RESTARTS: Final = ("permanent", "transient", "temporary")
+_SERVER_KEYS: Final = frozenset(
+    {"class", "placement", "restart", "intensity", "period_s", "grants", "options", "kernel"}
+)
+
+
+class DescriptionError(Exception):
+    """The description is wrong; the text names the file, the line and the remedy."""
+
+
+class Grant(msgspec.Struct, frozen=True):
+    """A send right to a server's port, with the operations that it allows."""
+
+    server: str
+    mask: int
+
+
+class ServerDescription(msgspec.Struct, frozen=True):
+    """One server of the description, checked."""
+
+    name: str
+    program: str
+    cls: type[Server]
+    placement: str
+    restart: str
+    intensity: int
+    period_s: float
+    grants: dict[str, Grant]
+    options: dict[str, Any]
+    privileged: bool
+
+
+class SystemDescription(msgspec.Struct, frozen=True):
+    """A whole system, checked."""
+
+    servers: dict[str, ServerDescription]
+    joined: dict[str, Grant]
+
+    def modules(self) -> list[str]:
+        """Return the modules that hold the servers' classes."""
+        return sorted({server.program.partition(":")[0] for server in self.servers.values()})
+
+    def start_order(self) -> list[str]:
+        """Return the servers such that each comes after those it has rights to, where that is possible."""
+        order: list[str] = []
+        visiting: set[str] = set()
+
+        def visit(name: str) -> None:
+            if name in order or name in visiting:
+                return
+            visiting.add(name)
+            for grant in self.servers[name].grants.values():
+                visit(grant.server)
+            visiting.discard(name)
+            order.append(name)
+
+        for name in self.servers:
+            visit(name)
+        return order
+
+
+class _Reader:
+    def __init__(self, text: str, source: str) -> None:
+        self._lines = text.splitlines()
+        self._source = source
+        try:
+            self.tree = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise DescriptionError(f"{source}: {error}") from None
+
+    def fail(self, table: str, word: str, reason: str) -> DescriptionError:
+        """Return an error that points at the line of `word` in `table`."""
+        return DescriptionError(f"{self._source}:{self._find(table, word)}: {reason}")
+
+    def _find(self, table: str, word: str) -> int:
+        start = 0
+        header = re.compile(rf"^\s*\[\s*{re.escape(table)}\s*[\].]")
+        for number, line in enumerate(self._lines):
+            if header.match(line):
+                start = number
+                break
+        for number in range(start, len(self._lines)):
+            line = self._lines[number]
+            if number > start and re.match(r"^\s*\[[^=]*$", line) and not header.match(line):
+                break
+            if word and re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", line):
+                return number + 1
+        return start + 1
+
+    def server(self, name: str, table: dict[str, Any]) -> ServerDescription:
+        where = f"server.{name}"
+        for key in table:
+            if key not in _SERVER_KEYS:
+                known = ", ".join(sorted(_SERVER_KEYS))
+                raise self.fail(where, key, f"unknown key {key!r}; known are {known}")
+        program = table.get("class", "")
+        placement = self._word(where, table, "placement", PLACEMENTS)
+        restart = self._word(where, table, "restart", RESTARTS)
+        if table.get("kernel", "") not in ("", "full"):
+            raise self.fail(where, "kernel", 'kernel is "full" or left out')
+        return ServerDescription(
+            name,
+            program,
+            self._load(where, program),
+            placement,
+            restart,
+            self._number(where, table, "intensity", 50),
+            float(self._number(where, table, "period_s", 10)),
+            {},
+            dict(table.get("options", {})),
+            table.get("kernel") == "full",
+        )
+
+    def _number(self, where: str, table: dict[str, Any], key: str, default: int) -> int:
+        value = table.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+            raise self.fail(where, key, f"{key} is a number above 0, not {value!r}")
+        return int(value) if key == "intensity" else value  # type: ignore[return-value]
+
+    def _word(self, where: str, table: dict[str, Any], key: str, words: tuple[str, ...]) -> str:
+        value = table.get(key, words[0])
+        if value not in words:
+            raise self.fail(where, key, f"{key} is one of {', '.join(words)}, not {value!r}")
+        return str(value)
+
+    def _load(self, where: str, program: str) -> type[Server]:
+        module, colon, name = str(program).partition(":")
+        if not (module and colon and name):
+            raise self.fail(where, "class", 'a server needs class = "module:Class"')
+        try:
+            cls = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            raise self.fail(where, "class", f"{program} cannot be loaded: {error}") from None
+        if not (isinstance(cls, type) and issubclass(cls, Server)):
+            raise self.fail(where, "class", f"{program} is no subclass of core.userlib.server.Server")
+        return cls
+
+    def grants(
+        self, where: str, table: dict[str, Any], servers: dict[str, ServerDescription]
+    ) -> dict[str, Grant]:
+        return {
+            name: self._grant(where, name, value, servers)
+            for name, value in table.get("grants", {}).items()
+        }
+
+    def _grant(
+        self, where: str, name: str, value: Any, servers: dict[str, ServerDescription]
+    ) -> Grant:
+        target = value if isinstance(value, str) else dict(value).get("server")
+        if target not in servers:
+            known = ", ".join(sorted(servers))
+            raise self.fail(
+                where, str(target or name), f"{name!r} is a right to {target!r}, which is no server here; there are {known}"
+            )
+        if isinstance(value, str) or "operations" not in value:
+            return Grant(target, ALL_OPERATIONS)
+        mask, interface = 0, servers[target].cls.interface
+        for word in value["operations"]:
+            try:
+                mask |= 1 << interface.named(word).index
+            except KeyError:
+                known = ", ".join(spec.name for spec in interface.OPERATIONS)
+                raise self.fail(
+                    where, str(word), f"{interface.__name__} has no operation {word!r}; it has {known}"
+                ) from None
+        return Grant(target, mask)
+
+
+def parse_description(
+    text: str, source: str, options: dict[str, dict[str, Any]] | None = None, without: tuple[str, ...] = ()
+) -> SystemDescription:
+    """Return the checked description.
+
+    Args:
+        source: what errors call the text, usually a path.
+        options: what the composition adds to servers' options, by server.
+        without: servers that shall be left out, with every right to them.
+
+    Raises:
+        DescriptionError: something is wrong; nothing has been started.
+    """
+    reader = _Reader(text, source)
+    tables = dict(reader.tree.get("server", {}))
+    for key in reader.tree:
+        if key not in ("server", "joined"):
+            raise reader.fail(key, key, f"unknown table {key!r}; known are server and joined")
+    for name in without:
+        tables.pop(name, None)
+    servers: dict[str, ServerDescription] = {}
+    for name, table in tables.items():
+        server = reader.server(name, table)
+        added = (options or {}).get(name, {})
+        servers[name] = msgspec.structs.replace(server, options={**server.options, **added})
+    complete = {name: _without(table, without) for name, table in tables.items()}
+    for name in servers:
+        granted = reader.grants(f"server.{name}", complete[name], servers)
+        servers[name] = msgspec.structs.replace(servers[name], grants=granted)
+    joined = reader.grants("joined", _without(reader.tree.get("joined", {}), without), servers)
+    return SystemDescription(servers, joined)
+
+
+def _without(table: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    """Return the table without the rights to servers that are left out."""
+
+    def target(value: Any) -> Any:
+        return value if isinstance(value, str) else value.get("server")
+
+    grants = {
+        name: value for name, value in table.get("grants", {}).items() if target(value) not in names
+    }
+    return {**table, "grants": grants}
+
+
+def load_description(
+    path: Path, options: dict[str, dict[str, Any]] | None = None, without: tuple[str, ...] = ()
+) -> SystemDescription:
+    """Read and check a description. DescriptionError also when the file cannot be read."""
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise DescriptionError(f"{path}: {error.strerror}") from None
+    return parse_description(text, str(path), options, without)

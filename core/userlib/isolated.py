@@ -1,0 +1,296 @@
+"""A task in an address space of its own: `Task` over a line.
+
+Calls are numbered by the task. In a *blocking* task a call waits inside, and packets that arrive meanwhile and
+are not its answer are put aside for the serve loop. Under trio a call parks its trio task until the
+reader finds the answer. The kernel answers every call exactly once, also one that was aborted, so a slot
+of the transfer region is free again when the answer is there, not before.
+"""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import os
+from collections.abc import Callable
+from typing import Any, ClassVar, Final
+
+import msgspec
+import outcome
+import trio
+
+from core.abi import ALL_OPERATIONS, INLINE_LIMIT, NO_SLOT, SELF, Kind, Right
+from core.errors import BadMessageError, MessageTooLargeError, NoRightError, from_wire
+
+from .interface import Descriptor, Interface, Operation, encode
+from .kernel_calls import KernelCalls
+from .line import Line, Packet, aligned
+from .task import Task, complete, operations_mask
+
+_decode_error: Final = msgspec.msgpack.Decoder(tuple[int, int, str]).decode
+MAIN_PORT: Final = 1
+"""The name of the receive right of a server's own port, in every task that serves one."""
+SLOT_FOR_BULK: Final = INLINE_LIMIT
+
+
+class _NoPort:
+    """Stands where the kernel's rights have their port: no hand-off from here."""
+
+    direct: ClassVar[None] = None
+
+
+class TaskRight(Right):
+    """A right in a task's own address space: nothing but its name."""
+
+    __slots__ = ("name",)
+    port: ClassVar[type[_NoPort]] = _NoPort
+    mask: ClassVar[int] = ALL_OPERATIONS
+
+    def __init__(self, name: int) -> None:
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"<right {self.name}>"
+
+
+class _Waiter:
+    """A call that waits for its answer under trio."""
+
+    __slots__ = ("slot", "spec", "start", "task")
+
+    def __init__(self, spec: Operation, slot: int, start: int) -> None:
+        self.spec = spec
+        self.slot = slot
+        self.start = start
+        self.task: trio.lowlevel.Task | None = None
+
+
+class Birth(msgspec.Struct, array_like=True):
+    """What the kernel tells a new task about itself."""
+
+    name: str
+    program: str
+    boot_id: int
+    generation: int
+    options: dict[str, Any]
+    grants: dict[str, int]
+
+
+class IsolatedTask(Task):
+    """See the module head. `blocking` is decided by the serve loop before the first call."""
+
+    def __init__(self, line: Line, birth: Birth) -> None:
+        self.line = line
+        self.name = birth.name
+        self.options = birth.options
+        self.boot_id = birth.boot_id
+        self.generation = birth.generation
+        self.rights: dict[str, Right] = {
+            name: TaskRight(number) for name, number in birth.grants.items()
+        }
+        self.blocking = True
+        self.set_aside: collections.deque[Packet] = collections.deque()
+        self.on_set_aside: Callable[[], None] | None = None
+        self._next = itertools.count(1).__next__
+        self._waiters: dict[int, _Waiter] = {}
+        self.kernel = self.connect(KernelCalls, TaskRight(SELF))
+
+    # -- calls ------------------------------------------------------------------------------------
+
+    def _send_call(
+        self, right: Right, spec: Operation, arguments: tuple[Any, ...], kind: Kind
+    ) -> tuple[int, int, int]:
+        """Send a request; return its number, its slot, and where the reply's bulk starts there."""
+        if not isinstance(right, TaskRight):
+            raise NoRightError(f"{right!r} is not a right of this task")
+        fields_count = spec.fields
+        try:
+            fields = encode(arguments[:fields_count])
+        except (TypeError, OverflowError, ValueError, msgspec.MsgspecError) as error:
+            raise BadMessageError(f"{spec}: {error}") from None
+        carried = arguments[fields_count:]
+        if len(arguments) != len(spec.parameters):
+            raise BadMessageError(f"{spec} takes {len(spec.parameters)} arguments")
+        bulk: Any = b""
+        if spec.bulk:
+            bulk, carried = carried[0], carried[1:]
+        room = spec.room_of(arguments) if kind is Kind.CALL else 0
+        rights = tuple(right.name for right in carried[: spec.rights])
+        descriptors = tuple(value.fileno() for value in carried[spec.rights :])
+        slot, start, size = NO_SLOT, 0, len(bulk)
+        if size > INLINE_LIMIT or room > INLINE_LIMIT:
+            slot = self._take_slot(kind)
+            start = aligned(size)
+            self.line.region.view(slot, 0, size)[:] = bulk
+            bulk = b""
+        number = self._next()
+        try:
+            self.line.send(
+                kind,
+                operation=spec.index,
+                name=right.name,
+                request=number,
+                fields=fields,
+                bulk=bulk,
+                bulk_size=size,
+                slot=slot,
+                room=room,
+                rights=rights,
+                descriptors=descriptors,
+            )
+        except MessageTooLargeError:
+            self.line.slots.give(slot)
+            raise
+        return number, slot, start
+
+    def _take_slot(self, kind: Kind) -> int:
+        if kind is not Kind.CALL:
+            raise MessageTooLargeError(f"a message without reply carries {INLINE_LIMIT} octets")
+        return self.line.slots.take()
+
+    async def call(self, right: Right, spec: Operation, arguments: tuple[Any, ...]) -> Any:  # noqa: D102
+        if self.blocking:
+            return self.call_blocking(right, spec, arguments)
+        number, slot, start = self._send_call(right, spec, arguments, Kind.CALL)
+        waiter = self._waiters[number] = _Waiter(spec, slot, start)
+        waiter.task = trio.lowlevel.current_task()
+
+        def abort(_: Any) -> trio.lowlevel.Abort:
+            waiter.task = None
+            self.line.send(Kind.ABORT, request=number)
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        return await trio.lowlevel.wait_task_rescheduled(abort)
+
+    def call_blocking(self, right: Right, spec: Operation, arguments: tuple[Any, ...]) -> Any:
+        """Make a call and wait for it right here; other packets are set aside."""
+        number, slot, start = self._send_call(right, spec, arguments, Kind.CALL)
+        receive = self.line.receive
+        while True:
+            packet = receive()
+            if packet.request == number and packet.kind in (Kind.REPLY, Kind.ERROR):
+                return self._answer(packet, spec, slot, start)
+            if packet.kind in (Kind.REPLY, Kind.ERROR):
+                self.answered(packet)
+            else:
+                self.set_aside.append(packet)
+                if self.on_set_aside is not None:
+                    self.on_set_aside()
+
+    def answered(self, packet: Packet) -> None:
+        """Take an answer that the serve loop has read, and wake the trio task that waits for it."""
+        waiter = self._waiters.pop(packet.request, None)
+        if waiter is None:
+            return
+        if waiter.task is None:
+            self.line.slots.give(waiter.slot)
+            return
+        result = outcome.capture(self._answer, packet, waiter.spec, waiter.slot, waiter.start)
+        trio.lowlevel.reschedule(waiter.task, result)
+
+    def _answer(self, packet: Packet, spec: Operation, slot: int, start: int) -> Any:
+        try:
+            if packet.kind == Kind.ERROR:
+                raise from_wire(*_decode_error(packet.fields))
+            plain = spec.decode_reply(packet.fields) if spec.reply_has_field else None
+            if not spec.reply_carried:
+                return plain
+            carried: list[Any] = []
+            if spec.reply_bulk:
+                inline = packet.slot == NO_SLOT
+                bulk = packet.bulk
+                if not inline:
+                    bulk = bytes(self.line.region.view(slot, start, packet.bulk_size))
+                carried.append(bulk)
+            carried += [TaskRight(name) for name in packet.rights]
+            carried += [Descriptor(number) for number in packet.descriptors]
+            return spec.join_reply(plain, carried)
+        finally:
+            self.line.slots.give(slot)
+
+    def send(self, right: Right, spec: Operation, arguments: tuple[Any, ...]) -> None:  # noqa: D102
+        self._send_call(right, spec, arguments, Kind.SEND)
+
+    def notify(self, right: Right, bits: int) -> None:  # noqa: D102
+        if not isinstance(right, TaskRight):
+            raise NoRightError(f"{right!r} is not a right of this task")
+        self.line.send(Kind.NOTIFY, name=right.name, request=bits)
+
+    # -- kernel calls that plain code makes ---------------------------------------------------------
+
+    def _kernel(self, name: str, *arguments: Any) -> Any:
+        return self.call_blocking(TaskRight(SELF), KernelCalls.named(name), arguments)
+
+    def mint(self, badge: int, operations: list[str] | None = None) -> Right:  # noqa: D102
+        mask = operations_mask(self._interface(), operations)
+        right: Right = self._kernel("mint", MAIN_PORT, badge, mask)
+        return right
+
+    def _interface(self) -> type[Interface]:
+        return self.interface
+
+    interface: type[Interface] = Interface
+    """What the task's own port serves; set by the serve loop."""
+
+    def attenuate(  # noqa: D102
+        self, right: Right, operations: list[str], interface: type[Interface]
+    ) -> Right:
+        mask = operations_mask(interface, operations)
+        result: Right = self._kernel("mint", _name_of(right), 0, mask)
+        return result
+
+    def copy(self, right: Right) -> Right:  # noqa: D102
+        result: Right = self._kernel("mint", _name_of(right), 0, ALL_OPERATIONS)
+        return result
+
+    def drop(self, right: Right) -> None:  # noqa: D102
+        self._kernel("drop", _name_of(right))
+
+    def revoke(self, right: Right) -> None:  # noqa: D102
+        self._kernel("revoke", _name_of(right))
+
+    def keep(self, label: str, descriptor: int) -> None:  # noqa: D102
+        duplicate = Descriptor(os.dup(descriptor))
+        self._kernel("keep", label, duplicate)
+        duplicate.close()
+
+    def kept(self, label: str) -> int | None:  # noqa: D102
+        try:
+            descriptor: Descriptor = self._kernel("kept", label)
+        except NoRightError:
+            return None
+        return descriptor.take()
+
+    def keep_right(self, label: str, right: Right) -> None:  # noqa: D102
+        self._kernel("keep_right", label, right)
+
+    def kept_rights(self) -> dict[str, Right]:  # noqa: D102
+        return {label: self._kernel("kept_right", label) for label in self._kernel("kept_labels")}
+
+    def forget(self, label: str) -> None:  # noqa: D102
+        self._kernel("forget", label)
+
+    def arm(self, delay_s: float, bits: int) -> int:  # noqa: D102
+        return int(self._kernel("arm", int(delay_s * 1000), bits))
+
+    def disarm(self, timer: int) -> None:  # noqa: D102
+        self._kernel("disarm", timer)
+
+    def spawn(self, name: str) -> None:  # noqa: D102
+        self._kernel("spawn", name)
+
+    def retire(self, name: str) -> None:  # noqa: D102
+        self._kernel("retire", name)
+
+    def log(self, text: str) -> None:  # noqa: D102
+        self._kernel("log", text[:4096])
+
+
+def _name_of(right: Right) -> int:
+    if not isinstance(right, TaskRight):
+        raise NoRightError(f"{right!r} is not a right of this task")
+    return right.name
+
+
+
+
+__all__ = ["MAIN_PORT", "Birth", "IsolatedTask", "TaskRight", "complete"]

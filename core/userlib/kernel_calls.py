@@ -1,0 +1,165 @@
+"""The kernel calls, as the interface of the port that every task has from its birth.
+
+Together with what a line carries by itself (call, send, receive, reply, forward, notify; `core.abi.Kind`)
+these are all the ways to ask something of the kernel. `names` are the caller's own numbers for its rights.
+What an ordinary task may not do (spawn, kill, restart and look at others) is masked out of its right.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from core.abi import Right
+
+from .interface import Descriptor, Interface, operation
+
+
+class RightInfo(msgspec.Struct, frozen=True, array_like=True):
+    """What the kernel tells of a right: which kind, to which port, how far it reaches."""
+
+    name: int
+    kind: str
+    port: int
+    label: str
+    interface: str
+    badge: int
+    operations: list[str]
+
+
+class PortInfo(msgspec.Struct, frozen=True, array_like=True):
+    """What the kernel tells of a port."""
+
+    port: int
+    label: str
+    interface: str
+    receiver: str
+    queued: int
+    in_flight: int
+    senders: int
+    handled: int
+
+
+class TaskInfo(msgspec.Struct, frozen=True, array_like=True):
+    """What the kernel tells of a task. `pid` is 0 while it has no process of its own."""
+
+    name: str
+    index: int
+    generation: int
+    placement: str
+    state: str
+    pid: int
+    rights: int
+    ports: int
+    calls: int
+    handled: int
+    last_end: str
+
+
+class KernelCalls(Interface):
+    """What a task may ask of the kernel beyond sending messages."""
+
+    @operation
+    async def create_port(self, label: str) -> int:
+        """Make a port and return the name of its receive right. LimitError at PORTS_LIMIT."""
+
+    @operation
+    async def mint(self, name: int, badge: int, mask: int) -> Right:
+        """Return a send right derived from the right `name`.
+
+        From a receive right any badge may be given; from a send right the badge stays, and the mask can
+        only lose operations.
+        """
+
+    @operation
+    async def mint_once(self, name: int, badge: int) -> Right:
+        """Return a send-once right derived from a receive right."""
+
+    @operation
+    async def revoke(self, name: int) -> int:
+        """Make all rights derived from `name` useless; return how many they were."""
+
+    @operation
+    async def drop(self, name: int) -> None:
+        """Give up a right. A receive right takes its port with it."""
+
+    @operation(idempotent=True)
+    async def inspect(self, name: int) -> RightInfo:
+        """Return what a right is."""
+
+    @operation
+    async def create_memory(self, size: int) -> Descriptor:
+        """Return a memory object of `size` octets, as a descriptor to map."""
+
+    @operation
+    async def seal(self, memory: Descriptor) -> None:
+        """Make a memory object unchangeable for everyone. Refused while somebody has it mapped to write."""
+
+    @operation
+    async def keep(self, label: str, descriptor: Descriptor) -> None:
+        """Keep a host descriptor or memory object for later incarnations of this task."""
+
+    @operation(idempotent=True)
+    async def kept(self, label: str) -> Descriptor:
+        """Return a kept descriptor; NoRightError if nothing is kept under the label."""
+
+    @operation
+    async def keep_right(self, label: str, right: Right) -> None:
+        """Keep a right for later incarnations of this task."""
+
+    @operation(idempotent=True)
+    async def kept_right(self, label: str) -> Right:
+        """Return a kept right."""
+
+    @operation(idempotent=True)
+    async def kept_labels(self) -> list[str]:
+        """Return the labels of the kept rights."""
+
+    @operation
+    async def forget(self, label: str) -> None:
+        """Drop what is kept under a label."""
+
+    @operation
+    async def arm(self, delay_ms: int, bits: int) -> int:
+        """Arm a timer that notifies the caller's first port; return its number."""
+
+    @operation
+    async def disarm(self, timer: int) -> None:
+        """Cancel a timer; a fired or unknown one is ignored."""
+
+    @operation
+    async def log(self, text: str) -> None:
+        """Write a line into the kernel's log."""
+
+    @operation
+    async def spawn(self, name: str) -> None:
+        """Start a described task that does not run."""
+
+    @operation
+    async def kill(self, name: str) -> None:
+        """End a task's incarnation at once; the supervisor decides what follows."""
+
+    @operation
+    async def retire(self, name: str) -> None:
+        """Give a task up: its ports die, and what waits at them is answered with DeadPortError."""
+
+    @operation(idempotent=True)
+    async def tasks(self) -> list[TaskInfo]:
+        """Return all tasks."""
+
+    @operation(idempotent=True)
+    async def ports(self) -> list[PortInfo]:
+        """Return all ports."""
+
+
+PRIVILEGED: Final = ("spawn", "kill", "retire", "tasks", "ports")
+"""Operations that only the supervisor's and the composition's right allows."""
+
+
+class Supervision(Interface):
+    """What the kernel tells the supervisor."""
+
+    @operation
+    async def died(self, name: str, generation: int, reason: str, orderly: bool) -> None:
+        """A task's incarnation has ended; `orderly` if it ended by itself without a fault."""

@@ -1,0 +1,270 @@
+"""A task's end of its line: packets out, packets in, and the task's half of the transfer region.
+
+The line knows nothing of interfaces or servers. It packs and unpacks what `core.abi` draws. Receiving reuses one
+buffer, so a `Packet` owns copies of what is small and views of the transfer region for what is large.
+"""
+
+from __future__ import annotations
+
+import array
+import mmap
+import os
+import socket
+from typing import Final
+
+from core.abi import (
+    HEADER,
+    HEADER_SIZE,
+    INLINE_LIMIT,
+    NAME,
+    NO_SLOT,
+    PACKET_LIMIT,
+    REGION_SIZE,
+    RIGHTS_LIMIT,
+    SLOT_ALIGN,
+    SLOT_SIZE,
+    SLOTS,
+    Kind,
+)
+from core.errors import LimitError, MessageTooLargeError
+
+from .interface import Bulk
+
+_INT_SIZE: Final = array.array("i").itemsize
+ANCILLARY_SIZE: Final = socket.CMSG_SPACE(RIGHTS_LIMIT * _INT_SIZE)
+DESCRIPTORS_LIMIT: Final = RIGHTS_LIMIT
+
+
+class ClosedError(Exception):
+    """The other end of the line is gone."""
+
+
+def descriptors_in(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    """Return the descriptors that came with a packet; the caller owns them."""
+    found: list[int] = []
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            numbers = array.array("i")
+            numbers.frombytes(data[: len(data) - len(data) % _INT_SIZE])
+            found += numbers
+    return found
+
+
+def aligned(size: int) -> int:
+    """Return where the reply's bulk starts in a slot whose request bulk has `size` octets."""
+    return (size + SLOT_ALIGN - 1) & ~(SLOT_ALIGN - 1)
+
+
+class Slots:
+    """The free slots of one half of a transfer region. Last in, first out: warm pages come first."""
+
+    def __init__(self, first: int) -> None:
+        self._free = list(range(first + SLOTS - 1, first - 1, -1))
+
+    def take(self) -> int:
+        """Return a slot's number. LimitError when all are in use."""
+        if not self._free:
+            raise LimitError(f"all {SLOTS} slots of the transfer region are in use")
+        return self._free.pop()
+
+    def give(self, slot: int) -> None:
+        """Take a slot back; NO_SLOT is ignored."""
+        if slot != NO_SLOT:
+            self._free.append(slot)
+
+    def __len__(self) -> int:
+        return len(self._free)
+
+
+class Region:
+    """A mapped transfer region. The memory object stays the kernel's; `close` only unmaps."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.memory = mmap.mmap(descriptor, REGION_SIZE)
+        self._view = memoryview(self.memory)
+
+    def view(self, slot: int, start: int, size: int) -> memoryview:
+        """Return `size` octets of a slot, beginning at `start`. Bounds are the caller's to check."""
+        begin = slot * SLOT_SIZE + start
+        return self._view[begin : begin + size]
+
+    def close(self) -> None:
+        """Unmap, as soon as nobody holds a view any more."""
+        try:
+            self._view.release()
+            self.memory.close()
+        except BufferError:
+            pass  # a caller still holds a view; the mapping goes with it
+
+
+class Packet:
+    """One received packet, unpacked. `fields` and inline bulk are copies; region bulk is named by `slot`."""
+
+    __slots__ = (
+        "badge",
+        "bulk",
+        "bulk_size",
+        "deadline_ms",
+        "descriptors",
+        "fields",
+        "flags",
+        "kind",
+        "name",
+        "operation",
+        "request",
+        "rights",
+        "room",
+        "slot",
+    )
+
+    kind: int
+    flags: int
+    operation: int
+    name: int
+    request: int
+    badge: int
+    bulk_size: int
+    slot: int
+    room: int
+    deadline_ms: int
+    fields: bytes
+    bulk: bytes
+    rights: tuple[int, ...]
+    descriptors: list[int]
+
+    def __init__(self, buffer: memoryview, size: int, descriptors: list[int]) -> None:
+        """Unpack. ValueError when the sizes that the header names do not add up."""
+        if size < HEADER_SIZE:
+            raise ValueError("shorter than a header")
+        (
+            self.kind,
+            self.flags,
+            self.operation,
+            self.name,
+            self.request,
+            self.badge,
+            fields_size,
+            self.bulk_size,
+            self.slot,
+            self.room,
+            self.deadline_ms,
+            rights,
+            count,
+        ) = HEADER.unpack_from(buffer)
+        start = HEADER_SIZE
+        if rights:
+            if rights > RIGHTS_LIMIT or start + rights * NAME.size > size:
+                raise ValueError("more rights than a message may carry")
+            self.rights = tuple(
+                NAME.unpack_from(buffer, start + i * NAME.size)[0] for i in range(rights)
+            )
+            start += rights * NAME.size
+        else:
+            self.rights = ()
+        end = start + fields_size
+        inline = self.bulk_size if self.slot == NO_SLOT else 0
+        if end + inline != size or count != len(descriptors):
+            raise ValueError("sizes in the header do not add up")
+        self.fields = bytes(buffer[start:end])
+        self.bulk = bytes(buffer[end:size]) if inline else b""
+        self.descriptors = descriptors
+
+
+class Line:
+    """The task's end of the socket to the kernel, with the transfer region."""
+
+    def __init__(self, connection: socket.socket, region: Region) -> None:
+        self.socket = connection
+        self.region = region
+        self.slots = Slots(SLOTS)
+        self._buffer = bytearray(PACKET_LIMIT + INLINE_LIMIT)
+        self._view = memoryview(self._buffer)
+        self._into = [self._buffer]
+
+    def send(
+        self,
+        kind: Kind,
+        *,
+        operation: int = 0,
+        flags: int = 0,
+        name: int = 0,
+        request: int = 0,
+        fields: bytes = b"",
+        bulk: Bulk = b"",
+        bulk_size: int = 0,
+        slot: int = NO_SLOT,
+        room: int = 0,
+        rights: tuple[int, ...] = (),
+        descriptors: tuple[int, ...] = (),
+        deadline_ms: int = 0,
+    ) -> None:
+        """Send one packet; waits while the kernel's end is full.
+
+        Args:
+            bulk: octets to send inside the packet.
+            bulk_size: size of the bulk that lies in `slot`, when it is not inline.
+            descriptors: lent; they stay open here.
+
+        Raises:
+            MessageTooLargeError: the fields do not fit a packet.
+            ClosedError: the kernel is gone.
+        """
+        inline = len(bulk)
+        header = HEADER.pack(
+            kind,
+            flags,
+            operation,
+            name,
+            request,
+            0,
+            len(fields),
+            inline or bulk_size,
+            slot,
+            room,
+            deadline_ms,
+            len(rights),
+            len(descriptors),
+        )
+        if len(fields) > PACKET_LIMIT - HEADER_SIZE - NAME.size * RIGHTS_LIMIT:
+            raise MessageTooLargeError(f"fields of {len(fields)} octets do not fit a packet")
+        try:
+            if descriptors or rights:
+                parts = [header, b"".join(NAME.pack(right) for right in rights), fields, bulk]
+                socket.send_fds(self.socket, parts, list(descriptors))
+            elif inline:
+                self.socket.sendmsg((header, fields, bulk))
+            else:
+                self.socket.send(header + fields)
+        except (BrokenPipeError, ConnectionError):
+            raise ClosedError from None
+
+    def receive(self, flags: int = 0) -> Packet:
+        """Return the next packet.
+
+        Args:
+            flags: MSG_DONTWAIT to get BlockingIOError instead of waiting.
+
+        Raises:
+            ClosedError: the kernel is gone.
+        """
+        try:
+            size, ancillary, _, _ = self.socket.recvmsg_into(
+                self._into, ANCILLARY_SIZE, flags | socket.MSG_CMSG_CLOEXEC
+            )
+        except ConnectionError:
+            raise ClosedError from None
+        if size == 0:
+            raise ClosedError
+        return Packet(self._view, size, descriptors_in(ancillary) if ancillary else [])
+
+    def close(self) -> None:
+        """Close the socket and unmap the region."""
+        self.socket.close()
+        self.region.close()
+
+
+def new_region() -> int:
+    """Return the descriptor of a new, empty memory object of a transfer region's size."""
+    number = os.memfd_create("atoll-transfer", os.MFD_CLOEXEC)
+    os.ftruncate(number, REGION_SIZE)
+    return number

@@ -1,0 +1,294 @@
+"""The serve loops of a task in an address space of its own.
+
+A server none of whose operations waits is served by a plain blocking loop: receive, handle, reply. No scheduler
+stands between the packet and the handler, which is what makes it fast. All others are served under
+trio: one reader drains the line, plain handlers run in the reader, async ones as trio tasks that an
+abort cancels.
+
+A handler's exception that is no `AtollError` is reported to the kernel with the guilty request and ends the
+incarnation.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import select
+import socket
+import traceback
+from typing import Any, Final, NoReturn
+
+import trio
+
+from core.abi import FLAG_REDELIVERED, INLINE_LIMIT, NO_SLOT, Kind
+from core.errors import AtollError, BadMessageError, MessageTooLargeError, to_wire
+
+from .interface import Descriptor, Operation, encode
+from .isolated import Birth, IsolatedTask, TaskRight
+from .line import ClosedError, Line, Packet, Region, aligned
+from .server import Server, handlers_of, is_blocking
+from .task import complete
+
+_FAULT_TEXT_LIMIT: Final = 16_000
+_DRAIN_LIMIT: Final = 64
+"""Packets that the trio reader takes before it lets other trio tasks run."""
+
+
+class Fault(Exception):  # noqa: N818 - the field's word for a broken rule
+    """An exception that ends the incarnation; `request` is the guilty one, 0 if none is."""
+
+    def __init__(self, request: int) -> None:
+        super().__init__(request)
+        self.request = request
+
+
+class Dispatcher:
+    """Turns packets into calls of a server's handlers, and results into packets."""
+
+    def __init__(self, task: IsolatedTask, server: Server) -> None:
+        self._line = task.line
+        self.server = server
+        self.specs = server.interface.OPERATIONS
+        self._handlers = handlers_of(server)
+
+    def arguments_of(self, packet: Packet, spec: Operation) -> tuple[Any, ...]:
+        """Return what the handler is called with. The kernel has validated the fields already."""
+        arguments = spec.decode_request(packet.fields)
+        if not (spec.bulk or packet.rights or packet.descriptors):
+            return arguments
+        carried: list[Any] = []
+        if spec.bulk:
+            inline = packet.slot == NO_SLOT
+            bulk: Any = packet.bulk
+            if not inline:
+                bulk = self._line.region.view(packet.slot, 0, packet.bulk_size)
+            carried.append(bulk)
+        carried += [TaskRight(name) for name in packet.rights]
+        carried += [Descriptor(number) for number in packet.descriptors]
+        return (*arguments, *carried)
+
+    def prepare(self, packet: Packet) -> tuple[Operation, Any, tuple[Any, ...]]:
+        """Return operation, handler and arguments, and set the server's `request`."""
+        spec = self.specs[packet.operation]
+        arguments = self.arguments_of(packet, spec)
+        request = self.server.request
+        request.id = packet.request
+        request.badge = packet.badge
+        request.redelivered = bool(packet.flags & FLAG_REDELIVERED)
+        request.room = None
+        if packet.room > INLINE_LIMIT:
+            start = aligned(packet.bulk_size)
+            request.room = self._line.region.view(packet.slot, start, packet.room)
+        return spec, self._handlers[packet.operation], arguments
+
+    def reply(self, packet: Packet, spec: Operation, result: Any) -> None:
+        """Send a handler's result to the kernel."""
+        if packet.kind != Kind.CALL:
+            return
+        if not spec.reply_carried:
+            self._line.send(Kind.REPLY, request=packet.request, fields=encode(result))
+            return
+        plain, carried = spec.split_reply(result)
+        bulk: Any = b""
+        if spec.reply_bulk:
+            bulk, carried = carried[0], carried[1:]
+        slot, size = NO_SLOT, len(bulk)
+        if size > INLINE_LIMIT:
+            slot = self._place(packet, bulk, size)
+            bulk = b""
+        rights = tuple(right.name for right in carried[: spec.reply_rights])
+        lent = carried[spec.reply_rights :]
+        self._line.send(
+            Kind.REPLY,
+            request=packet.request,
+            fields=encode(plain) if spec.reply_has_field else b"",
+            bulk=bulk,
+            bulk_size=size,
+            slot=slot,
+            rights=rights,
+            descriptors=tuple(descriptor.fileno() for descriptor in lent),
+        )
+
+    def _place(self, packet: Packet, bulk: Any, size: int) -> int:
+        """Put the reply's bulk into the request's slot, unless the handler wrote it there."""
+        if packet.slot == NO_SLOT or size > packet.room:
+            raise MessageTooLargeError(f"{size} octets of reply for {packet.room} octets of room")
+        in_place = isinstance(bulk, memoryview) and bulk.obj is self._line.region.memory
+        if not in_place:
+            self._line.region.view(packet.slot, aligned(packet.bulk_size), size)[:] = bulk
+        return packet.slot
+
+    def refuse(self, packet: Packet, error: AtollError) -> None:
+        """Send an error to the kernel."""
+        if packet.kind == Kind.CALL:
+            self._line.send(Kind.ERROR, request=packet.request, fields=encode(to_wire(error)))
+
+    def handle(self, packet: Packet) -> None:
+        """Serve one request whose operation does not wait, or one notification."""
+        try:
+            if packet.kind == Kind.NOTIFY:
+                self.server.notified(packet.request)
+            elif packet.kind == Kind.NO_SENDERS:
+                self.server.no_senders(packet.badge)
+            else:
+                spec, handler, arguments = self.prepare(packet)
+                self.reply(packet, spec, handler(*arguments))
+        except AtollError as error:
+            self.refuse(packet, error)
+        except ClosedError:
+            raise
+        except Exception as error:
+            raise Fault(packet.request) from error
+
+    async def handle_waiting(self, packet: Packet, scope: trio.CancelScope) -> None:
+        """Serve one request whose operation waits; the scope is cancelled by an abort."""
+        try:
+            with scope:
+                spec, handler, arguments = self.prepare(packet)
+                self.reply(packet, spec, await handler(*arguments))
+        except AtollError as error:
+            self.refuse(packet, error)
+        except ClosedError:
+            raise
+        except Exception as error:
+            raise Fault(packet.request) from error
+
+
+def _serve_blocking(task: IsolatedTask, server: Server) -> None:
+    complete(server.start())
+    task.line.send(Kind.READY)
+    dispatcher = Dispatcher(task, server)
+    receive, handle, aside = task.line.receive, dispatcher.handle, task.set_aside
+    while True:
+        packet = aside.popleft() if aside else receive()
+        kind = packet.kind
+        if kind == Kind.STOP:
+            server.stop()
+            return
+        if kind != Kind.ABORT:  # too late: a plain handler has replied by the time the abort is read
+            handle(packet)
+
+
+class _TrioLoop:
+    """The serve loop of a server that waits."""
+
+    def __init__(self, task: IsolatedTask, server: Server) -> None:
+        self._task = task
+        self._server = server
+        self._scopes: dict[int, trio.CancelScope] = {}
+        self._dispatcher = Dispatcher(task, server)
+        self._aside = trio.Event()
+
+    async def run(self) -> None:
+        task = self._task
+        task.blocking = False
+        task.on_set_aside = lambda: self._aside.set()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._read, nursery)
+            nursery.start_soon(self._serve_aside, nursery)
+            await self._server.start()
+            task.line.send(Kind.READY)
+            nursery.start_soon(self._server.run)
+
+    async def _read(self, nursery: trio.Nursery) -> None:
+        line = self._task.line
+        while True:
+            for _ in range(_DRAIN_LIMIT):
+                try:
+                    packet = line.receive(socket.MSG_DONTWAIT)
+                except BlockingIOError:
+                    await trio.lowlevel.wait_readable(line.socket)
+                    continue
+                self._take(packet, nursery)
+            await trio.lowlevel.checkpoint()
+
+    async def _serve_aside(self, nursery: trio.Nursery) -> None:
+        while True:
+            await self._aside.wait()
+            self._aside = trio.Event()
+            while self._task.set_aside:
+                self._take(self._task.set_aside.popleft(), nursery)
+
+    def _take(self, packet: Packet, nursery: trio.Nursery) -> None:
+        kind = packet.kind
+        if kind in (Kind.REPLY, Kind.ERROR):
+            self._task.answered(packet)
+        elif kind == Kind.ABORT:
+            scope = self._scopes.get(packet.request)
+            if scope is not None:
+                scope.cancel()
+        elif kind == Kind.STOP:
+            self._server.stop()
+            nursery.cancel_scope.cancel()
+        elif kind in (Kind.CALL, Kind.SEND) and self._dispatcher.specs[packet.operation].waits:
+            nursery.start_soon(self._serve_waiting, packet)
+        else:
+            self._dispatcher.handle(packet)
+
+    async def _serve_waiting(self, packet: Packet) -> None:
+        scope = self._scopes[packet.request] = trio.CancelScope()
+        try:
+            await self._dispatcher.handle_waiting(packet, scope)
+        finally:
+            del self._scopes[packet.request]
+
+
+
+def _load(program: str) -> type[Server]:
+    module, _, name = program.partition(":")
+    cls = getattr(importlib.import_module(module), name)
+    if not (isinstance(cls, type) and issubclass(cls, Server)):
+        raise BadMessageError(f"{program} is not a server class")
+    return cls
+
+
+def _guilty(error: BaseException) -> int:
+    """Return the request that an exception is blamed on, looking into groups; 0 if none is."""
+    if isinstance(error, Fault):
+        return error.request
+    if isinstance(error, BaseExceptionGroup):
+        return max((_guilty(inner) for inner in error.exceptions), default=0)
+    return 0
+
+
+def _closed(error: BaseException) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return all(_closed(inner) for inner in error.exceptions)
+    return isinstance(error, ClosedError)
+
+
+def run_task(connection: socket.socket, region: int, birth: Birth) -> NoReturn:
+    """Be a task: serve until the kernel says stop, goes away, or a fault ends the incarnation.
+
+    Args:
+        connection: the line; owned.
+        region: descriptor of the transfer region; owned.
+        birth: what the kernel says about the task.
+    """
+    line = Line(connection, Region(region))
+    os.close(region)
+    status = 0
+    try:
+        cls = _load(birth.program)
+        task = IsolatedTask(line, birth)
+        task.interface = cls.interface
+        server = cls(task)
+        if is_blocking(cls):
+            _serve_blocking(task, server)
+        else:
+            trio.run(_TrioLoop(task, server).run)
+    except BaseException as error:  # noqa: BLE001 - whatever it is, it ends this address space
+        status = 1
+        if not _closed(error):
+            text = "".join(traceback.format_exception(error))[-_FAULT_TEXT_LIMIT:]
+            _report(line, _guilty(error), text)
+    os._exit(status)
+
+
+def _report(line: Line, request: int, text: str) -> None:
+    """Tell the kernel why this incarnation ends; the kernel may be gone or stuck, so never wait."""
+    if select.select([], [line.socket], [], 0.2)[1]:
+        try:
+            line.send(Kind.FAULT, request=request, fields=encode(text))
+        except (ClosedError, OSError):
+            os._exit(1)

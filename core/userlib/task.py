@@ -1,0 +1,158 @@
+"""What a program knows of its own task: its rights, its options, and the kernel calls.
+
+`Task` is what a server is given at its start. Two classes implement it, one for each placement:
+`core.userlib.isolated` over the line, `core.kernel.colocated` by calling the kernel directly. A server
+written against `Task` therefore runs unchanged in both.
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from core.abi import ALL_OPERATIONS, Right
+from core.errors import NoRightError
+
+from .interface import Interface, Operation
+from .stub import stub_class
+
+I = TypeVar("I", bound=Interface)
+T = TypeVar("T")
+
+
+class Task(abc.ABC):
+    """A task as its own program sees it.
+
+    Attributes:
+        name: the name in the system description.
+        options: the options of the system description, with what the composition added.
+        rights: the rights granted at the start, by their name in the description.
+        boot_id: a number that no other boot of a kernel has; request ids are unique within it.
+        generation: how many incarnations the task had before this one.
+    """
+
+    name: str
+    options: dict[str, Any]
+    rights: dict[str, Right]
+    boot_id: int
+    generation: int
+
+    def connect(self, interface: type[I], right: str | Right) -> I:
+        """Return a client of the port behind `right`: an instance of the interface.
+
+        Args:
+            interface: what the port serves.
+            right: a send right, or the name of one that was granted.
+
+        Raises:
+            NoRightError: no right was granted under that name.
+        """
+        if isinstance(right, str):
+            granted = self.rights.get(right)
+            if granted is None:
+                raise NoRightError(f"task {self.name}: no right was granted under {right!r}")
+            right = granted
+        return stub_class(interface)(self, right)
+
+    @abc.abstractmethod
+    async def call(self, right: Right, spec: Operation, arguments: tuple[Any, ...]) -> Any:
+        """Make a call and return the reply's value. The derived stubs end here."""
+
+    @abc.abstractmethod
+    def send(self, right: Right, spec: Operation, arguments: tuple[Any, ...]) -> None:
+        """Send a message that gets no reply. A full queue drops it; a missing right is an error."""
+
+    @abc.abstractmethod
+    def notify(self, right: Right, bits: int) -> None:
+        """Set notification bits at a port; they coalesce until the receiver takes them."""
+
+    @abc.abstractmethod
+    def mint(self, badge: int, operations: list[str] | None = None) -> Right:
+        """Return a new send right to the task's own port.
+
+        Args:
+            badge: what the server will see in `request.badge`; choose it unequal 0.
+            operations: the names of the only operations allowed; None: all.
+        """
+
+    @abc.abstractmethod
+    def attenuate(self, right: Right, operations: list[str], interface: type[Interface]) -> Right:
+        """Return a copy of `right` that allows only `operations`."""
+
+    @abc.abstractmethod
+    def copy(self, right: Right) -> Right:
+        """Return a copy of a send right."""
+
+    @abc.abstractmethod
+    def drop(self, right: Right) -> None:
+        """Give up a right."""
+
+    @abc.abstractmethod
+    def revoke(self, right: Right) -> None:
+        """Make every right that was derived from this one useless, wherever it went."""
+
+    @abc.abstractmethod
+    def keep(self, label: str, descriptor: int) -> None:
+        """Have the kernel keep a duplicate of a host descriptor for later incarnations."""
+
+    @abc.abstractmethod
+    def kept(self, label: str) -> int | None:
+        """Return a new duplicate of a kept descriptor, owned by the caller; None if there is none."""
+
+    @abc.abstractmethod
+    def keep_right(self, label: str, right: Right) -> None:
+        """Have the kernel keep a copy of a right for later incarnations."""
+
+    @abc.abstractmethod
+    def kept_rights(self) -> dict[str, Right]:
+        """Return all kept rights by label."""
+
+    @abc.abstractmethod
+    def forget(self, label: str) -> None:
+        """Drop what is kept under the label, descriptor or right."""
+
+    @abc.abstractmethod
+    def arm(self, delay_s: float, bits: int) -> int:
+        """Arm a timer that sets notification bits at the task's own port; return its number."""
+
+    @abc.abstractmethod
+    def disarm(self, timer: int) -> None:
+        """Cancel a timer; one that has fired is ignored."""
+
+    @abc.abstractmethod
+    def spawn(self, name: str) -> None:
+        """Start a described task that does not run; only the supervisor may."""
+
+    @abc.abstractmethod
+    def retire(self, name: str) -> None:
+        """Give a task up for good; only the supervisor may."""
+
+    @abc.abstractmethod
+    def log(self, text: str) -> None:
+        """Write a line into the kernel's log."""
+
+
+def operations_mask(interface: type[Interface], operations: list[str] | None) -> int:
+    """Return the mask of a right that allows just these operations."""
+    if operations is None:
+        return ALL_OPERATIONS
+    return sum(1 << interface.named(name).index for name in set(operations))
+
+
+def complete(call: Coroutine[Any, Any, T]) -> T:
+    """Run a call that does not suspend, from plain code, and return its result.
+
+    In a blocking task every call blocks inside instead of suspending; in the kernel's process a call
+    to a co-located server's plain operation does not suspend either.
+
+    Raises:
+        RuntimeError: the call would have suspended.
+    """
+    with contextlib.closing(call):
+        try:
+            call.send(None)
+        except StopIteration as stop:
+            return stop.value  # type: ignore[no-any-return]
+        raise RuntimeError("this call waits: make it from an async function")
