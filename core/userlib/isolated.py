@@ -19,7 +19,13 @@ import outcome
 import trio
 
 from core.abi import ALL_OPERATIONS, INLINE_LIMIT, NO_SLOT, SELF, Kind, Right
-from core.errors import BadMessageError, MessageTooLargeError, NoRightError, from_wire
+from core.errors import (
+    BadMessageError,
+    DeadPortError,
+    MessageTooLargeError,
+    NoRightError,
+    from_wire,
+)
 
 from .interface import Descriptor, Interface, Operation, encode
 from .kernel_calls import KernelCalls
@@ -186,6 +192,14 @@ class IsolatedTask(Task):
             return
         result = outcome.capture(self._answer, packet, waiter.spec, waiter.slot, waiter.start)
         trio.lowlevel.reschedule(waiter.task, result)
+
+    def system_ended(self) -> None:
+        """Let every call under trio that still waits fail, because the kernel is gone."""
+        waiters, self._waiters = self._waiters, {}
+        for waiter in waiters.values():
+            if waiter.task is not None:
+                error = DeadPortError("the system has ended")
+                trio.lowlevel.reschedule(waiter.task, outcome.Error(error))
 
     def _answer(self, packet: Packet, spec: Operation, slot: int, start: int) -> Any:
         try:

@@ -1,0 +1,77 @@
+"""The control port: what the `atoll` command asks of a running system.
+
+The command joins the system over its control socket and becomes a task like any other; among the rights it is
+given is one to this port. The server behind it is co-located, because it speaks for the kernel itself.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from core.abi import Right
+from core.userlib.interface import Descriptor, Interface, operation
+from core.userlib.kernel_calls import PortInfo, TaskInfo
+
+
+class Status(msgspec.Struct, frozen=True):
+    """What `atoll status` shows. Paths are absolute; empty ones: there is none."""
+
+    name: str
+    pid: int
+    state_directory: str
+    mountpoint: str
+    placement_file: str
+    net: str
+    address: str
+    host_address: str
+    interface: str
+    uptime_s: float
+    boot_id: int
+    servers_running: int
+    servers: int
+
+
+class Control(Interface):
+    """Ask about a system, and change what runs in it."""
+
+    @operation(idempotent=True)
+    async def status(self) -> Status:
+        """Return what the system is and where."""
+
+    @operation(idempotent=True)
+    async def tasks(self) -> list[TaskInfo]:
+        """Return all tasks."""
+
+    @operation(idempotent=True)
+    async def ports(self) -> list[PortInfo]:
+        """Return all ports."""
+
+    @operation
+    async def kill(self, server: str) -> int:
+        """End a server's process with SIGKILL and return the pid it had. TaskError: unknown, or promoted."""
+
+    @operation(waits=True)
+    async def restart(self, server: str) -> int:
+        """Stop a server in good order, have it started again, and return its new generation."""
+
+    @operation(idempotent=True)
+    async def last_words(self, server: str) -> list[str]:
+        """Return why the server's incarnations ended, oldest first."""
+
+    @operation(idempotent=True)
+    async def log(self, lines: int) -> list[str]:
+        """Return the last lines of the system's log."""
+
+    @operation
+    async def stop(self) -> None:
+        """End the system in good order; the answer comes before the end."""
+
+    @operation
+    async def network_namespace(self) -> Descriptor:
+        """Return the network namespace that the host's side of the link is in. Refused: ENONET."""
+
+    @operation
+    async def port_of(self, server: str) -> Right:
+        """Return a right to any server's port, for tests and tools of the system's owner."""
+
+
