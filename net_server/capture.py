@@ -116,9 +116,7 @@ class Captures:
         self._captures.remove(capture)
 
     def record(self, direction: int, now: float, device: Octets, frame: Octets) -> None:
-        """Show a frame to all captures; `device` is the virtio header, empty where there is
-        none.
-        """
+        """Show a frame to all captures; `device` is the virtio header, or empty."""
         octets = finish(device, frame)
         time_ns = self._epoch_ns + int(now * 1e9)
         for capture in self._captures:
@@ -127,9 +125,7 @@ class Captures:
     def record_buffers(
         self, direction: int, now: float, buffers: tuple[Octets, ...], *, header: bool
     ) -> None:
-        """Show a frame that lies in several buffers, the first the device's header if there is
-        one.
-        """
+        """Show a frame that lies in several buffers, the device's header first if there is one."""
         device = buffers[0] if header else b""
         self.record(direction, now, device, b"".join(buffers[1:] if header else buffers))
 

@@ -41,6 +41,12 @@ class Device:
         """Close the descriptor."""
         os.close(self.descriptor)
 
+    def replace(self, descriptor: int) -> None:
+        """Go on with another descriptor, owned, of a device of the same kind."""
+        os.set_blocking(descriptor, False)
+        os.close(self.descriptor)
+        self.descriptor = descriptor
+
     def drain(self, now: float) -> int:
         """Read and handle frames until there are none, or `DRAIN_LIMIT`; return how many.
 

@@ -86,6 +86,10 @@ class Neighbor:
         self.held: deque[Held] = deque()
         self.held_octets = 0
 
+    def age(self, now: float) -> float | None:
+        """Return for how many seconds the link address has been known; None: it is not."""
+        return None if self.link is None else now - self.confirmed_at
+
 
 class Neighbors:
     """The table, and the ARP that keeps it."""

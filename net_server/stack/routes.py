@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import string
 from collections.abc import Iterator
 from typing import Final
 
@@ -91,3 +92,19 @@ class Routes:
 
     def __iter__(self) -> Iterator[Route]:
         return iter(tuple(self._routes))
+
+
+def station_address(text: str, prefix: Prefix) -> bytes:
+    """Return a station's link address: as given, or one of our own making from its IPv4 address.
+
+    The one made is "locally administered", so it never meets a manufacturer's.
+
+    Raises:
+        ParseError: the text is not empty and not six octets of one station.
+    """
+    if not text:
+        return b"\x02\x00" + prefix.address.to_bytes(4, "big")
+    digits = text.replace(":", "")
+    if len(digits) != 12 or not set(digits) <= set(string.hexdigits) or int(digits[1], 16) & 1:
+        raise ParseError(f"{text!r} is not the link address of a station")
+    return bytes.fromhex(digits)
