@@ -1,0 +1,246 @@
+"""The life of a mount: made, served, and left in good order.
+
+`serve` mounts, serves until it is cancelled or somebody unmounts, and leaves nothing behind. Its
+end has an order: first the host's kernel gets the time to write back what it holds (the workers
+still serve), then the mount is detached from the tree, then the connection closes: a file that some
+process still has open answers ENOTCONN from then on.
+
+pyfuse3 keeps its session in globals: one mount for each process at a time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import logging
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pyfuse3
+import trio
+
+from fs_server.interface import FileSystem
+
+from .front_end import FrontEnd
+from .fuse_invalidation import Invalidation, Watch
+from .fuse_wait import Workers, patched
+from .mount_point import MountError, check_allow_other, check_device, detach, mounted, prepare
+
+log: Final = logging.getLogger(__name__)
+
+WORKERS_LIMIT: Final = 32
+"""Requests that can be with the file server at once."""
+FAREWELL_S: Final = 5.0
+"""Seconds for the host's kernel to write back what it holds, when the mount ends."""
+READ_AHEAD_KIB: Final = 1024
+"""What the host's kernel reads ahead of a sequential reader: one request's worth."""
+BACKGROUND_LIMIT: Final = 64
+"""Requests without a waiting process that the host's kernel may have under way."""
+INCREASE_EPOCH: Final = struct.pack("<IiQ", 16, 8, 0)
+"""FUSE_NOTIFY_INC_EPOCH (protocol 7.44): every entry that the kernel caches is asked for again."""
+
+_session_exists = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MountOptions:
+    """How to mount.
+
+    Args:
+        allow_other: users other than this one may enter; None: if this is root.
+        sole_writer: no other client changes files, so the host's kernel may collect writes.
+        linger_s: see `fuse_wait`; 0: never.
+        nonempty: mount over a directory with entries.
+        stock_wait: leave pyfuse3's way of waiting as it is.
+    """
+
+    allow_other: bool | None = None
+    sole_writer: bool = False
+    linger_s: float = 0.0
+    nonempty: bool = False
+    stock_wait: bool = False
+
+    def fuse(self) -> set[str]:
+        """Return the options that libfuse is given."""
+        options = {"fsname=atoll", "subtype=atoll", "default_permissions"}
+        others = os.geteuid() == 0 if self.allow_other is None else self.allow_other
+        if others:
+            check_allow_other()
+            options.add("allow_other")
+        return options
+
+
+@dataclasses.dataclass(slots=True)
+class Mount:
+    """A mount that is being served.
+
+    Attributes:
+        path: the absolute mount point.
+        workers: what its workers have done; for statistics.
+        polled: requests are polled for first; False: pyfuse3's own wait is in place.
+    """
+
+    path: Path
+    workers: Workers
+    polled: bool = False
+
+
+def _fuse_descriptors() -> Iterator[int]:
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - names, not paths
+        try:
+            if os.readlink(f"/proc/self/fd/{name}") == "/dev/fuse":  # noqa: PTH115
+                yield int(name)
+        except OSError:
+            continue  # the listing's own descriptor
+
+
+def _open_session(front_end: FrontEnd, path: Path, options: MountOptions) -> int:
+    """Mount, and return the session's descriptor of /dev/fuse."""
+    before = set(_fuse_descriptors())
+    try:
+        pyfuse3.init(front_end, str(path), options.fuse())
+    except RuntimeError as error:
+        pyfuse3.close(unmount=False)
+        cause = f"the host refused the mount ({error})"
+        remedy = "mounting needs root, or a set-uid fusermount3; a container needs CAP_SYS_ADMIN"
+        raise MountError(path, cause, remedy) from None
+    (descriptor,) = set(_fuse_descriptors()) - before
+    return descriptor
+
+
+def _write_setting(path: str, value: int) -> bool:
+    try:
+        Path(path).write_text(f"{value}\n", encoding="ascii")
+    except OSError:
+        return False
+    return True
+
+
+def tune(path: Path) -> None:
+    """Raise limits of the mount that pyfuse3 does not reach. Only root may; else they stay."""
+    table = mounted(path)
+    if table is None:
+        return
+    _write_setting(f"/sys/class/bdi/{table[0]}/read_ahead_kb", READ_AHEAD_KIB)
+    minor = table[0].partition(":")[2]
+    for name in ("max_background", "congestion_threshold"):
+        _write_setting(f"/sys/fs/fuse/connections/{minor}/{name}", BACKGROUND_LIMIT)
+
+
+def _write_back(path: Path) -> None:
+    """Have the host's kernel write back what it holds for the mount. Blocks."""
+    try:
+        directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        ctypes.CDLL(None).syncfs(directory)
+    finally:
+        os.close(directory)
+
+
+class _Session:
+    """One mount between `_open_session` and its end."""
+
+    def __init__(self, front_end: FrontEnd, path: Path, options: MountOptions) -> None:
+        self.path = path
+        self.begun = trio.Event()
+        self.ended = trio.Event()
+        self.working = trio.CancelScope(shield=True)
+        front_end.initialised = self.begun.set
+        self.descriptor = _open_session(front_end, path, options)
+        self.mount = Mount(path, Workers(self.descriptor, options.linger_s))
+        self.stock_wait = options.stock_wait
+
+    async def work(self) -> None:
+        """Serve requests until the mount is gone, whoever else is cancelled."""
+        with self.working:
+            try:
+                await self._serve_requests()
+            finally:
+                self.ended.set()
+
+    async def _serve_requests(self) -> None:
+        if self.stock_wait:
+            os.set_blocking(self.descriptor, True)
+            await pyfuse3.main(min_tasks=1, max_tasks=WORKERS_LIMIT)
+            return
+        with patched(self.mount.workers) as self.mount.polled:
+            await pyfuse3.main(min_tasks=1, max_tasks=WORKERS_LIMIT)
+
+    async def leave(self) -> None:
+        """End the mount in good order, while the workers still serve."""
+        with trio.CancelScope(shield=True):
+            for step in (_write_back, detach):
+                if not self.ended.is_set():
+                    with trio.move_on_after(FAREWELL_S):
+                        await trio.to_thread.run_sync(step, self.path, abandon_on_cancel=True)
+            if not self.ended.is_set():
+                pyfuse3.terminate()
+                self.mount.workers.end()
+                with trio.move_on_after(FAREWELL_S):
+                    await self.ended.wait()
+            self.working.cancel()  # whatever still waits for the file server waits in vain
+
+    def close(self) -> None:
+        """Close the connection; the mount point is free for sure afterwards."""
+        pyfuse3.close(unmount=mounted(self.path) is not None)
+
+
+async def serve(
+    fs: FileSystem,
+    mountpoint: str | Path,
+    options: MountOptions | None = None,
+    *,
+    watch: Watch | None = None,
+    task_status: trio.TaskStatus[Mount] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Mount the file system and serve it until cancelled, or until it is unmounted from outside.
+
+    Starts (`nursery.start`) when the first path can be opened, with the `Mount`. Never touch a path
+    below the mount point from this thread: the answer would have to come from the thread that
+    waits.
+
+    Args:
+        fs: a client of the file server.
+        mountpoint: an existing directory; see `mount_point.prepare`.
+        options: how to mount.
+        watch: where the file server's notifications arrive; None: nobody else changes files.
+
+    Raises:
+        MountError: the mount could not be made; it says what to do.
+    """
+    global _session_exists  # noqa: PLW0603 - pyfuse3 has one session for each process
+    options = options or MountOptions()
+    check_device()
+    path = await trio.to_thread.run_sync(lambda: prepare(mountpoint, nonempty=options.nonempty))
+    if _session_exists:
+        raise MountError(path, "this process serves a mount already", "start another system")
+    front_end = FrontEnd(fs, writeback=options.sole_writer)
+    session = _Session(front_end, path, options)
+    _session_exists = True
+    try:
+        await _run(session, Invalidation(front_end, fs, watch), task_status)
+    finally:
+        session.close()
+        _session_exists = False
+
+
+async def _run(
+    session: _Session, invalidation: Invalidation, task_status: trio.TaskStatus[Mount]
+) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(session.work)
+        try:
+            await session.begun.wait()
+            await trio.to_thread.run_sync(tune, session.path)
+            task_status.started(session.mount)
+            async with trio.open_nursery() as following:
+                following.start_soon(invalidation.run)
+                await session.ended.wait()
+                following.cancel_scope.cancel()
+        finally:
+            await session.leave()
