@@ -58,8 +58,14 @@ def serve_kernel_call(line: KernelLine, packet: Packet) -> None:
     spec = _SPECS[packet.operation]
     if not line.task.kernel_mask >> packet.operation & 1:
         raise WrongRightError(f"task {line.task.name} may not call {spec}")
-    if packet.bulk_size or len(packet.rights) != spec.rights or len(packet.descriptors) != spec.descriptors:
-        raise BadMessageError(f"{spec} carries {spec.rights} rights, {spec.descriptors} descriptors")
+    if (
+        packet.bulk_size
+        or len(packet.rights) != spec.rights
+        or len(packet.descriptors) != spec.descriptors
+    ):
+        raise BadMessageError(
+            f"{spec} carries {spec.rights} rights, {spec.descriptors} descriptors"
+        )
     arguments = spec.decode_request(packet.fields)
     result = _CALLS[packet.operation](line.kernel, line.task, packet, *arguments)
     given = result if isinstance(result, _Given) else _Given()
@@ -147,7 +153,9 @@ def _seal(_: Kernel, __: KernelTask, packet: Packet) -> None:
 
 def _room_to_keep(task: KernelTask, label: str) -> None:
     if len(label) > _TEXT_LIMIT or len(task.kept) + len(task.kept_rights) >= _KEPT_LIMIT:
-        raise LimitError(f"task {task.name} keeps {_KEPT_LIMIT} things, under labels of {_TEXT_LIMIT}")
+        raise LimitError(
+            f"task {task.name} keeps {_KEPT_LIMIT} things, under labels of {_TEXT_LIMIT}"
+        )
 
 
 def _keep(_: Kernel, task: KernelTask, packet: Packet, label: str) -> None:
@@ -306,5 +314,3 @@ _BY_NAME: Final[dict[str, Callable[..., Any]]] = {
     "ports": _ports,
 }
 _CALLS: Final = [_BY_NAME[spec.name] for spec in _SPECS]
-
-

@@ -186,9 +186,7 @@ class Colocated:
     def _tell(self) -> None:
         self._kernel_is_told = True
         reason = self._failed or "it ended"
-        self._kernel.ended(
-            self.task, self, reason, orderly=not self._failed, guilty=self._guilty
-        )
+        self._kernel.ended(self.task, self, reason, orderly=not self._failed, guilty=self._guilty)
 
     async def _fault_on_turn(
         self,
@@ -291,10 +289,8 @@ class Colocated:
     def kill(self) -> None:  # noqa: D102
         raise TaskError(
             f"{self.task.name} is promoted into the kernel's process and cannot be killed; "
-            "place it in a process of its own (placement = \"process\") to kill it"
+            'place it in a process of its own (placement = "process") to kill it'
         )
-
-
 
 
 def _direct_is_enough(spec: Operation) -> bool:

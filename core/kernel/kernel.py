@@ -133,7 +133,9 @@ class Kernel:
             raise TaskError(f"task {task.name} is {task.state.value}")
         task.engine.kill()
 
-    def ended(self, task: KernelTask, engine: Engine, reason: str, *, orderly: bool, guilty: int = 0) -> None:
+    def ended(
+        self, task: KernelTask, engine: Engine, reason: str, *, orderly: bool, guilty: int = 0
+    ) -> None:
         """An incarnation has ended: put the tables in order and tell the supervisor.
 
         Args:
@@ -361,7 +363,9 @@ class Kernel:
 
     # -- calls from within this process -----------------------------------------------------------------
 
-    async def call(self, client: KernelTask, right: KernelRight, spec: Operation, arguments: tuple[Any, ...]) -> Any:
+    async def call(
+        self, client: KernelTask, right: KernelRight, spec: Operation, arguments: tuple[Any, ...]
+    ) -> Any:
         """Make a call for a co-located task and wait for the reply."""
         right.check(spec.index)
         waiter = Waiter()
@@ -379,7 +383,15 @@ class Kernel:
             right.release()
         return waiter.result()
 
-    async def recover(self, client: KernelTask, right: KernelRight, spec: Operation, arguments: tuple[Any, ...], request_id: int, deaths: int) -> Any:
+    async def recover(
+        self,
+        client: KernelTask,
+        right: KernelRight,
+        spec: Operation,
+        arguments: tuple[Any, ...],
+        request_id: int,
+        deaths: int,
+    ) -> Any:
         """Wait for a request whose co-located server failed on the caller's own turn.
 
         It takes its place at the head of the queue, with the id that the server has already seen.

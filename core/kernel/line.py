@@ -195,7 +195,9 @@ class KernelLine:
         if packet.slot != NO_SLOT or packet.bulk or packet.room:
             self._check_bulk(packet, spec, request, wants_reply)
         if len(packet.rights) != spec.rights or len(packet.descriptors) != spec.descriptors:
-            raise BadMessageError(f"{spec} carries {spec.rights} rights, {spec.descriptors} descriptors")
+            raise BadMessageError(
+                f"{spec} carries {spec.rights} rights, {spec.descriptors} descriptors"
+            )
         if wants_reply:
             self._enter(packet, request)
         try:
@@ -230,14 +232,18 @@ class KernelLine:
         self.their_slots.discard(slot)
         return slot
 
-    def _check_bulk(self, packet: Packet, spec: Operation, request: Request, wants_reply: bool) -> None:
+    def _check_bulk(
+        self, packet: Packet, spec: Operation, request: Request, wants_reply: bool
+    ) -> None:
         size, room, slot = packet.bulk_size, packet.room, packet.slot
         if size and not spec.bulk:
             raise BadMessageError(f"{spec} takes no bulk")
         if room and (spec.room is None or not wants_reply or room != spec.room_of(request.plain)):
             raise BadMessageError(f"{spec}: room of {room} octets was not asked for")
         if size > BULK_LIMIT or aligned(size) + room > SLOT_SIZE:
-            raise MessageTooLargeError(f"bulk of {size} and {room} octets; the limit is {BULK_LIMIT}")
+            raise MessageTooLargeError(
+                f"bulk of {size} and {room} octets; the limit is {BULK_LIMIT}"
+            )
         request.room = room
         if slot == NO_SLOT:
             if room > INLINE_LIMIT:
@@ -343,7 +349,9 @@ class KernelLine:
             len(names),
             len(request.descriptors),
         )
-        if self._send([header, *(NAME.pack(name) for name in names), fields, bulk], request.descriptors):
+        if self._send(
+            [header, *(NAME.pack(name) for name in names), fields, bulk], request.descriptors
+        ):
             return True
         for name in names:
             self.task.names.pop(name).release()
@@ -463,7 +471,9 @@ class KernelLine:
             return False
         return True
 
-    def _send_or_keep(self, parts: list[bytes | memoryview], descriptors: tuple[int, ...] = ()) -> None:
+    def _send_or_keep(
+        self, parts: list[bytes | memoryview], descriptors: tuple[int, ...] = ()
+    ) -> None:
         """Send a packet now or as soon as the task reads; end a task that does not."""
         if self.closed:
             return

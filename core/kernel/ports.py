@@ -64,7 +64,9 @@ class Port:
         "task",
     )
 
-    def __init__(self, number: int, label: str, interface: type[Interface], task: KernelTask | None) -> None:
+    def __init__(
+        self, number: int, label: str, interface: type[Interface], task: KernelTask | None
+    ) -> None:
         self.id = number
         self.label = label
         self.interface = interface
@@ -103,7 +105,9 @@ class KernelRight(Right):
 
     __slots__ = ("badge", "children", "kind", "mask", "parent", "port", "reach")
 
-    def __init__(self, port: Port, kind: RightKind, reach: int, badge: int, parent: KernelRight | None) -> None:
+    def __init__(
+        self, port: Port, kind: RightKind, reach: int, badge: int, parent: KernelRight | None
+    ) -> None:
         self.port = port
         self.kind = kind
         self.reach = reach
@@ -115,7 +119,12 @@ class KernelRight(Right):
         if kind is not RightKind.RECEIVE:
             port.senders[badge] = port.senders.get(badge, 0) + 1
 
-    def derive(self, kind: RightKind = RightKind.SEND, reach: int = ALL_OPERATIONS, badge: int | None = None) -> KernelRight:
+    def derive(
+        self,
+        kind: RightKind = RightKind.SEND,
+        reach: int = ALL_OPERATIONS,
+        badge: int | None = None,
+    ) -> KernelRight:
         """Return a new right to the same port that reaches no further than this one.
 
         Args:
@@ -133,7 +142,9 @@ class KernelRight(Right):
             raise WrongRightError("a send-once right cannot be copied")
         if self.kind is RightKind.SEND and badge is not None and badge != self.badge:
             raise WrongRightError("only the receiver of a port chooses badges")
-        child = KernelRight(self.port, kind, reach & self.reach, self.badge if badge is None else badge, self)
+        child = KernelRight(
+            self.port, kind, reach & self.reach, self.badge if badge is None else badge, self
+        )
         if self.children is None:
             self.children = set()
         self.children.add(child)

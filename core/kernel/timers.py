@@ -37,7 +37,9 @@ class Timers:
         earlier: called when the next deadline has become earlier than it was.
     """
 
-    def __init__(self, clock: Callable[[], float], earlier: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, clock: Callable[[], float], earlier: Callable[[], None] = lambda: None
+    ) -> None:
         self._clock = clock
         self.earlier = earlier
         self._heap: list[Timer] = []

@@ -138,7 +138,9 @@ class System:
         grants: dict[str, Grant] | None = None, options: dict[str, Any] | None = None,
     ) -> KernelTask:  # fmt: skip
         """Enter a task that composition brings along, such as the front end, and start it."""
-        task = self.kernel.add_task(Program(name, "", Placement.COLOCATED, options or {}), interface)
+        task = self.kernel.add_task(
+            Program(name, "", Placement.COLOCATED, options or {}), interface
+        )
         task.kernel_mask = FULL_MASK
         self._makers[name] = make
         self.grant(task, grants or {})
@@ -187,7 +189,12 @@ class System:
     def _birth(self, task: KernelTask) -> Birth:
         program = task.program
         return Birth(
-            task.name, program.server, self.kernel.boot_id, task.id.generation, program.options, task.grants
+            task.name,
+            program.server,
+            self.kernel.boot_id,
+            task.id.generation,
+            program.options,
+            task.grants,
         )
 
     def _end_process(self, pid: int) -> None:
@@ -255,7 +262,11 @@ class System:
                 return
             self.kernel.spawn(task)
             for other in self.kernel.tasks:
-                if other.state is State.DOWN and other.main_port is not None and other.program.server:
+                if (
+                    other.state is State.DOWN
+                    and other.main_port is not None
+                    and other.program.server
+                ):
                     self._announce(other, "down while the supervisor was", orderly=False)
 
         self.rim.timers.arm(delay_s, again)

@@ -164,7 +164,9 @@ class _Reader:
         except (ImportError, AttributeError) as error:
             raise self.fail(where, "class", f"{program} cannot be loaded: {error}") from None
         if not (isinstance(cls, type) and issubclass(cls, Server)):
-            raise self.fail(where, "class", f"{program} is no subclass of core.userlib.server.Server")
+            raise self.fail(
+                where, "class", f"{program} is no subclass of core.userlib.server.Server"
+            )
         return cls
 
     def grants(
@@ -182,7 +184,9 @@ class _Reader:
         if target not in servers:
             known = ", ".join(sorted(servers))
             raise self.fail(
-                where, str(target or name), f"{name!r} is a right to {target!r}, which is no server here; there are {known}"
+                where,
+                str(target or name),
+                f"{name!r} is a right to {target!r}, which is no server here; there are {known}",
             )
         if isinstance(value, str) or "operations" not in value:
             return Grant(target, ALL_OPERATIONS)
@@ -193,13 +197,18 @@ class _Reader:
             except KeyError:
                 known = ", ".join(spec.name for spec in interface.OPERATIONS)
                 raise self.fail(
-                    where, str(word), f"{interface.__name__} has no operation {word!r}; it has {known}"
+                    where,
+                    str(word),
+                    f"{interface.__name__} has no operation {word!r}; it has {known}",
                 ) from None
         return Grant(target, mask)
 
 
 def parse_description(
-    text: str, source: str, options: dict[str, dict[str, Any]] | None = None, without: tuple[str, ...] = ()
+    text: str,
+    source: str,
+    options: dict[str, dict[str, Any]] | None = None,
+    without: tuple[str, ...] = (),
 ) -> SystemDescription:
     """Return the checked description.
 

@@ -45,7 +45,9 @@ class SupervisorServer(Server):
     def __init__(self, task: Task) -> None:
         super().__init__(task)
         self._policies = msgspec.convert(task.options.get("policies", {}), dict[str, Policy])
-        self._deaths: dict[str, collections.deque[float]] = collections.defaultdict(collections.deque)
+        self._deaths: dict[str, collections.deque[float]] = collections.defaultdict(
+            collections.deque
+        )
         self._due: dict[str, float] = {}
 
     def died(self, name: str, generation: int, reason: str, orderly: bool) -> None:  # noqa: FBT001

@@ -106,7 +106,9 @@ class Operation:
             beyond `core.abi.INLINE_LIMIT`.
     """
 
-    def __init__(self, function: Callable[..., Any], *, waits: bool, idempotent: bool, room: str | None) -> None:
+    def __init__(
+        self, function: Callable[..., Any], *, waits: bool, idempotent: bool, room: str | None
+    ) -> None:
         self.name = function.__name__
         self.function = function
         self.waits = waits

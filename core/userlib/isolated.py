@@ -305,6 +305,4 @@ def _name_of(right: Right) -> int:
     return right.name
 
 
-
-
 __all__ = ["MAIN_PORT", "Birth", "IsolatedTask", "TaskRight", "complete"]

@@ -1,10 +1,10 @@
 """Joining a running system from outside: a program of the host becomes a task.
 
-    with join(path) as task:                       # plain code: every call waits in place
-        names = complete(task.connect(Names, "names").entries())
+with join(path) as task:                       # plain code: every call waits in place
+    names = complete(task.connect(Names, "names").entries())
 
-    async with joined(path) as task:               # under trio: calls are checkpoints and can be cancelled
-        data = await task.connect(Pipes, right).read(65536)
+async with joined(path) as task:               # under trio: calls are checkpoints and can be cancelled
+    data = await task.connect(Pipes, right).read(65536)
 """
 
 from __future__ import annotations

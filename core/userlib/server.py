@@ -105,7 +105,9 @@ def _check_handler(cls: type[Server], spec: Operation) -> None:
         raise TypeError(f"{cls.__name__}.{spec.name} takes {given}, {spec} declares {wanted}")
     if inspect.iscoroutinefunction(handler) != spec.waits:
         form = "async" if spec.waits else "a plain function"
-        raise TypeError(f"{cls.__name__}.{spec.name} must be {form}: {spec} says waits={spec.waits}")
+        raise TypeError(
+            f"{cls.__name__}.{spec.name} must be {form}: {spec} says waits={spec.waits}"
+        )
 
 
 def is_blocking(cls: type[Server]) -> bool:

@@ -165,7 +165,9 @@ def _serve_blocking(task: IsolatedTask, server: Server) -> None:
         if kind == Kind.STOP:
             server.stop()
             return
-        if kind != Kind.ABORT:  # too late: a plain handler has replied by the time the abort is read
+        if (
+            kind != Kind.ABORT
+        ):  # too late: a plain handler has replied by the time the abort is read
             handle(packet)
 
 
@@ -231,7 +233,6 @@ class _TrioLoop:
             await self._dispatcher.handle_waiting(packet, scope)
         finally:
             del self._scopes[packet.request]
-
 
 
 def _load(program: str) -> type[Server]:
