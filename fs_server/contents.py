@@ -1,9 +1,9 @@
 """The octets of regular files: reading, writing, truncation, allocation, and finding holes.
 
-Theory of operation. New octets go to the data file first, then the metadata that names them commits.
-So a server that dies in between leaves nothing but octets in free blocks. A write that changes
-neither size nor extents needs no metadata but the times, which move in steps of the host's tick: so
-a sequence of overwrites commits only a few hundred times a second.
+Theory of operation. New octets go to the data file first, then the metadata that names them
+commits. So a server that dies in between leaves nothing but octets in free blocks. A write that
+changes neither size nor extents needs no metadata but the times, which move in steps of the host's
+tick: so a sequence of overwrites commits only a few hundred times a second.
 
 Invariants:
 1. Nobody sees octets that were not written to this file. A new block is written whole, what the
@@ -64,7 +64,7 @@ def drop_capability(tables: Tables, inode: Inode) -> None:
 
 
 def drop_privileges(tables: Tables, inode: Inode, caller: Caller) -> None:
-    """Take set-id bits and capability off a file whose octets change. The caller saves the inode."""
+    """Take set-id bits and capability off a file that is written to; the caller saves it."""
     inode.mode = mode_after_write(inode.mode, caller)
     drop_capability(tables, inode)
 
@@ -91,8 +91,8 @@ def read(tables: Tables, inode: Inode, offset: int, view: memoryview) -> int:
     return size
 
 
-def readable(tables: Tables, number: int, offset: int, size: int) -> tuple[Inode, int]:
-    """Return the file to read, and how many octets at most a read can return.
+def readable(tables: Tables, number: int, offset: int, size: int) -> int:
+    """Return how many octets a read returns.
 
     Raises:
         Refused: EISDIR, EINVAL for other kinds and impossible numbers.
@@ -100,7 +100,7 @@ def readable(tables: Tables, number: int, offset: int, size: int) -> tuple[Inode
     inode = _regular(tables, number)
     if offset < 0 or size < 0:
         raise Refused(errno.EINVAL, f"offset {offset}, size {size}")
-    return inode, max(0, min(size, BULK_LIMIT, inode.size - offset))
+    return max(0, min(size, BULK_LIMIT, inode.size - offset))
 
 
 # -- writing --------------------------------------------------------------------------------------

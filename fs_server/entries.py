@@ -2,7 +2,8 @@
 
 An entry has a *sequence* number that no other entry of its directory ever had; it is the entry's
 place in listings and the cookie to go on from. So a listing sees every entry that stays exactly
-once, whatever comes and goes meanwhile. An entry that is made to name another inode keeps its place.
+once, whatever comes and goes meanwhile. An entry that is made to name another inode keeps its
+place.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ ABSENT: Final = 0
 
 
 def check_name(name: bytes) -> None:
-    """Refuse what can never name an entry: ENAMETOOLONG, ENOENT if empty, EINVAL for '/' and NUL."""
+    """Refuse impossible names: ENAMETOOLONG, ENOENT if empty, EINVAL for '/' and NUL."""
     if len(name) > NAME_LIMIT:
         raise Refused(errno.ENAMETOOLONG)
     if not name:

@@ -8,9 +8,9 @@
 An extent says that `count` blocks of the file from `block` on lie at `start` on in the volume. What
 no extent names is a hole and reads as zeros.
 
-Invariants: extents are sorted and disjoint; two that adjoin in the file *and* in the volume are one.
-Every change leaves a note of which rows of the table differ from what is stored (`stale`), so the
-caller can write exactly those.
+Invariants: extents are sorted and disjoint; two that adjoin in the file *and* in the volume are
+one. Every change leaves a note of which rows of the table differ from what is stored (`stale`), so
+the caller can write exactly those.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Extents:
         given: list[Run] = []
         index = max(self._index(block), 0)
         while index < len(self.rows) and self.rows[index][0] < end:
-            first, start, length = self.rows[index]
+            first, _, length = self.rows[index]
             if first + length <= block:
                 index += 1
                 continue

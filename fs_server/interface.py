@@ -11,8 +11,8 @@ are empty, are refused, and so is every number that is out of range.
 No operation waits, so that the server can be a plain blocking loop. A client that caches learns of
 what *others* do like this: it calls `watch` with a right to a port of its own, and gets a position.
 When something happened the server sets bit 0 (`CHANGED`) at that port, once until the client asks;
-the client calls `changes(position)` and gets what happened since, and the next position. A restarted
-server remembers neither watches nor positions: it answers an unknown position with
+the client calls `changes(position)` and gets what happened since, and the next position. A
+restarted server remembers neither watches nor positions: it answers an unknown position with
 `Change(inode=0)`, "drop everything you cache", and takes a new `watch`.
 """
 
@@ -69,7 +69,7 @@ class Caller(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Attributes(msgspec.Struct, frozen=True, array_like=True):
-    """What `stat` shows of an inode. Times are nanoseconds since 1970, `blocks` counts 512 octets."""
+    """What `stat` shows. Times are nanoseconds since 1970, `blocks` counts 512 octets."""
 
     inode: int
     mode: int
@@ -98,7 +98,7 @@ class Changes(msgspec.Struct, frozen=True, array_like=True):
     mtime: int | None = None
     ctime: int | None = None
     now: bool = False
-    """The times given stand for "the present": write permission suffices, the server's clock counts."""
+    """Times given stand for the present: write permission suffices, the server's clock counts."""
     opened: bool = False
     """Made through a file opened for writing (ftruncate): `size` asks for no permission again."""
 
@@ -126,8 +126,8 @@ class Change(msgspec.Struct, frozen=True, array_like=True):
     """Something that another client did, for those who cache.
 
     Args:
-        inode: the inode whose data (`size >= 0`) or attributes changed; for an entry, its directory.
-        name: the entry that came, went or changed its inode; empty when no entry did.
+        inode: the inode whose data (`size >= 0`) or attributes changed; for an entry, its
+        directory. name: the entry that came, went or changed its inode; empty when no entry did.
         data: octets of the file changed too, not just attributes.
     """
 
@@ -198,7 +198,7 @@ class FileSystem(Interface):
         new_name: bytes,
         flags: int,
     ) -> None:
-        """Move an entry, by the rules of rename(2); `flags` are RENAME_NOREPLACE or _EXCHANGE."""
+        """Move an entry by the rules of rename; `flags` is 0, RENAME_NOREPLACE or _EXCHANGE."""
 
     @operation
     async def create(
@@ -241,7 +241,8 @@ class FileSystem(Interface):
     async def readdir(self, inode: int, cookie: int, limit: int) -> list[Entry]:
         """Return at most `limit` entries after `cookie` (0: from the start, with '.' and '..').
 
-        Entries that neither come nor go meanwhile are returned exactly once. An empty list: the end.
+        Entries that neither come nor go meanwhile are returned exactly once. An empty list: the
+        end.
         """
 
     @operation(idempotent=True)
@@ -256,7 +257,7 @@ class FileSystem(Interface):
 
     @operation(idempotent=True, room="size")
     async def getxattr(self, caller: Caller, inode: int, name: bytes, size: int) -> Bulk:
-        """Return an extended attribute's value; ENODATA when there is none, ERANGE beyond `size`."""
+        """Return an attribute's value; ENODATA when there is none, ERANGE beyond `size`."""
 
     @operation(idempotent=True)
     async def listxattr(self, caller: Caller, inode: int) -> list[bytes]:
@@ -272,7 +273,7 @@ class FileSystem(Interface):
 
     @operation(idempotent=True)
     async def seek(self, inode: int, offset: int, whence: int) -> int:
-        """Return where data (SEEK_DATA) or a hole (SEEK_HOLE) is next from `offset` on, or ENXIO."""
+        """Return where the next data (SEEK_DATA) or hole (SEEK_HOLE) begins, or ENXIO."""
 
     @operation(idempotent=True)
     async def watch(self, port: Right) -> int:
@@ -284,8 +285,8 @@ class FileSystem(Interface):
 
     @operation(idempotent=True)
     async def changes(self, after: int) -> tuple[int, list[Change]]:
-        """Return the position to go on from, and what other clients did since `after`, oldest first.
+        """Return the position to go on from, and what other clients did since `after`.
 
-        `Change(inode=0)` means: more than the server remembers; drop everything you cache. At most
-        `CHANGES_LIMIT` are returned, so call again until the list is empty.
+        The oldest comes first, at most `CHANGES_LIMIT`: call again until the list is empty.
+        `Change(inode=0)` means: more than the server remembers; drop everything you cache.
         """

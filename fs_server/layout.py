@@ -26,8 +26,8 @@ server takes one request after the other.
 Invariants that `check` verifies: every inode but the root has as many entries as links (a directory
 one, plus two and the number of its sub-directories as links), or none and no links (an *orphan*,
 which some client has open); extents are disjoint, inside the volume, and adjoin nothing that they
-could be one with; `blocks` of an inode is the sum of its extents; every directory is reached from the
-root by its `parent`; sequence numbers are below the directory's next one.
+could be one with; `blocks` of an inode is the sum of its extents; every directory is reached from
+the root by its `parent`; sequence numbers are below the directory's next one.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ MIN_BLOCKS: Final = 16
 MAX_BLOCKS: Final = 1 << 50
 
 PAGE_SIZE: Final = 1024
-"""Octets in a page of the database. A change touches about five pages; small ones keep the log small
-(measured per create: 31 µs and 5 kB with 1 KiB, 37 µs and 20 kB with 4 KiB)."""
+"""Octets in a page of the database. A change touches about five pages; small ones keep the log
+small (measured per create: 31 µs and 5 kB with 1 KiB, 37 µs and 20 kB with 4 KiB)."""
 
 FIRST_SEQUENCE: Final = 3
 """Sequence of a directory's first entry; 1 and 2 are '.' and '..'."""

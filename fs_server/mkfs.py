@@ -48,7 +48,8 @@ def make_volume(
         now: nanoseconds since 1970; None: the host's time.
 
     Raises:
-        VolumeError: there is a volume already (EEXIST), the size is impossible, or the host refuses.
+        VolumeError: there is a volume already (EEXIST), the size is impossible, or the host
+        refuses.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)

@@ -91,11 +91,13 @@ class ObservedVfs(apsw.VFS):
     def xOpen(  # noqa: N802 - SQLite's name
         self, name: str | apsw.URIFilename | None, flags: list[int]
     ) -> apsw.VFSFile:
+        """Open a file that asks the observer; temporary files without a name do not."""
         if name is None:
             return super().xOpen(name, flags)
         return _ObservedFile(self._observer, "", name, flags)
 
     def xDelete(self, filename: str, syncdir: bool) -> None:  # noqa: N802 - SQLite's name
+        """Remove a file, after asking."""
         with _translated():
             self._observer.remove(PurePath(filename).name)
         super().xDelete(filename, syncdir)

@@ -9,8 +9,8 @@ that the kernel keeps: a journal of fixed records, read back by the next incarna
     offset 16   record, record ... request u64 | client u64 | inode u64 | count of opens i64
 
 A record says how many opens the client has *after* it, so the newest record for a pair counts. When
-the journal is full the live pairs are written to a new memory object, which takes the old one's place
-at the kernel in one step.
+the journal is full the live pairs are written to a new memory object, which takes the old one's
+place at the kernel in one step.
 
 The request's id makes each change happen once: `last_request` is that of the newest record, and a
 request that is delivered again finds it there.

@@ -1,7 +1,7 @@
 """`rename`, by the rules of rename(2) and renameat2(2).
 
-The order of the checks is that of Linux: flags, '.' and '..', what exists, loops, permissions, kinds,
-emptiness. Where two reasons hold, programs see the one that they see on the host.
+The order of the checks is that of Linux: flags, '.' and '..', what exists, loops, permissions,
+kinds, emptiness. Where two reasons hold, programs see the one that they see on the host.
 """
 
 from __future__ import annotations

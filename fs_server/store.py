@@ -16,6 +16,7 @@ import errno
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
+from weakref import WeakValueDictionary
 
 import apsw
 
@@ -43,19 +44,28 @@ def refusal(error: apsw.Error) -> HostError:
     return HostError(number, f"metadata: {error}")
 
 
+_open_here: Final[WeakValueDictionary[str, Store]] = WeakValueDictionary()
+"""The stores that this process has open, by path: SQLite's locks do not tell them apart."""
+
+
 class Store:
     """An open metadata database; exclusive: nobody else can open it meanwhile.
 
     Args:
         directory: the volume.
         vfs: name of the SQLite VFS to go through; empty: the host's own.
+        take_over: close a store of the same volume that is still open in this process. It belongs
+            to a promoted server's incarnation that ended by a fault, so nobody closed it.
 
     Raises:
         VolumeError: there is no volume, it is in use, damaged, or of another format.
     """
 
-    def __init__(self, directory: Path, vfs: str = "") -> None:
+    def __init__(self, directory: Path, vfs: str = "", *, take_over: bool = False) -> None:
         self.path = directory / METADATA_NAME
+        left = _open_here.get(str(self.path)) if take_over else None
+        if left is not None:
+            left.connection.close()
         if not self.path.exists():
             raise VolumeError(f"{directory} holds no volume: make one with mkfs", errno.ENOENT)
         try:
@@ -66,6 +76,7 @@ class Store:
             raise VolumeError(f"{self.path} is damaged: {error}", errno.EUCLEAN) from None
         except apsw.Error as error:
             raise VolumeError(f"{self.path}: {error}") from None
+        _open_here[str(self.path)] = self
 
     def _open(self, vfs: str) -> None:
         self.begun = False
@@ -79,6 +90,8 @@ class Store:
         try:
             self._check_format()
             self.connection.set_wal_hook(self._committed)
+            # closing must not checkpoint: the data may not be durable
+            self.connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
         except BaseException:
             self.connection.close()
             raise
@@ -152,7 +165,7 @@ class Store:
                 self.execute("ROLLBACK")
 
     def answer(self, request: int) -> bytes | None:
-        """Return the reply that was recorded for a request of this boot; None: it changed nothing."""
+        """Return the reply recorded for a request of this boot; None: it changed nothing."""
         row = self.row("SELECT boot, request, reply FROM answer")
         if row is None or row[:2] != (self.boot_id, request):
             return None
@@ -161,7 +174,7 @@ class Store:
     # -- durability -------------------------------------------------------------------------------
 
     def sync(self) -> None:
-        """Return when all commits survive a power cut. The data they name must be durable already."""
+        """Return when all commits survive a power cut; the data they name must be durable."""
         if not self.unsynced:
             return
         self.execute("PRAGMA synchronous = FULL")

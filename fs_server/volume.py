@@ -1,10 +1,10 @@
 """A volume: files and directories as POSIX wants them, in a database and a data file.
 
-Theory of operation. Every method is one operation of `interface.FileSystem` and runs to its end. What
-it changes is one transaction, committed before it returns: from then on the change survives the
-death of this process. `fsync` and `sync` make it survive the death of the host, in this order: the
-data file is synced, then the log of the database. So whatever metadata survive, the data they name
-does too.
+Theory of operation. Every method is one operation of `interface.FileSystem` and runs to its end.
+What it changes is one transaction, committed before it returns: from then on the change survives
+the death of this process. `fsync` and `sync` make it survive the death of the host, in this order:
+the data file is synced, then the log of the database. So whatever metadata survive, the data they
+name does too.
 
 Blocks that a file gives up wait for two such syncs before another file can have them (`allocator`):
 after a power cut a file is either there with its octets, or gone; it never shows another's.
@@ -12,9 +12,10 @@ after a power cut a file is either there with its octets, or gone; it never show
 When an operation fails in the middle (the host's disk is full or broken) the transaction is rolled
 back and everything in memory is read again.
 
-Restart. `request` is the id of the request being served. The answer to it is stored with its change.
-A redelivered request's answer is looked up with `recorded`. Operations whose repetition changes
-nothing (reads, `write`, `fsync`) record none: nothing else was served between the two deliveries.
+Restart. `request` is the id of the request being served. The answer to it is stored with its
+change. A redelivered request's answer is looked up with `recorded`. Operations whose repetition
+changes nothing (reads, `write`, `fsync`) record none: nothing else was served between the two
+deliveries.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Concatenate, Final, ParamSpec, TypeVar
+from typing import Concatenate, Final, ParamSpec, TypeVar
 
 import apsw
 import msgspec
@@ -58,7 +59,7 @@ _encode: Final = msgspec.msgpack.Encoder().encode
 
 
 def host_clock() -> int:
-    """Return the host's time in nanoseconds, in steps of its tick: what its own file systems use."""
+    """Return the host's time in nanoseconds, in steps of its tick as its own files have it."""
     return time.clock_gettime_ns(_CLOCK_REALTIME_COARSE)
 
 
@@ -73,6 +74,7 @@ class Volume:
         clock: the present in nanoseconds.
         cache_limit: see `CACHE_LIMIT`.
         observer: sees every write; see `observer`.
+        take_over: see `Store`.
 
     Raises:
         VolumeError: the volume cannot be opened, and why.
@@ -88,9 +90,11 @@ class Volume:
         clock: Clock = host_clock,
         cache_limit: int = CACHE_LIMIT,
         observer: Observer | None = None,
+        take_over: bool = False,
     ) -> None:
         self._vfs = ObservedVfs(f"atoll-{id(observer):x}", observer) if observer else None
-        self.store = Store(directory, self._vfs.name if self._vfs else "")
+        vfs = self._vfs.name if self._vfs else ""
+        self.store = Store(directory, vfs, take_over=take_over)
         self._cache_limit = cache_limit
         try:
             self.store.boot_id = boot_id & (1 << 63) - 1
@@ -392,15 +396,14 @@ class Volume:
         except Refused:  # it is gone: a redelivered release
             return False
 
-    def read(self, inode: int, offset: int, size: int) -> bytes | bytearray:
+    def read(self, inode: int, offset: int, size: int) -> bytes:
         """See `FileSystem.read`; `read_into` does not copy."""
-        found, size = self.readable(inode, offset, size)
-        view = memoryview(bytearray(size))
-        self.read_into(found.number, offset, view)
+        view = memoryview(bytearray(self.readable(inode, offset, size)))
+        self.read_into(inode, offset, view)
         return bytes(view)
 
-    def readable(self, inode: int, offset: int, size: int) -> tuple[Any, int]:
-        """Return the file, and how many octets such a read returns."""
+    def readable(self, inode: int, offset: int, size: int) -> int:
+        """Return how many octets such a read returns; a directory and the like are refused."""
         return self._host(contents.readable, self.tables, inode, offset, size)
 
     def read_into(self, inode: int, offset: int, view: memoryview) -> None:

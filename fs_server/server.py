@@ -1,0 +1,368 @@
+"""The file server: `FileSystem` served from a volume.
+
+Theory of operation. No operation waits, so the server is a plain loop and a request is served by
+one call into `Volume`. What must outlive the server lies in three places: the volume itself; the
+opens, in a memory object that the kernel keeps; and the rights to the ports of watching clients,
+which the kernel keeps as well.
+
+Exactly once. An operation that changes something goes through `_once`: its answer is recorded in
+the transaction of the change, and returned when the request comes again. `write` and `fsync` may be
+repeated, and record nothing.
+
+Durability. Changes are made durable when a client asks (`fsync`, `sync`), when the server has been
+idle for `SYNC_PERIOD_S`, and at the latest after `BUSY_PERIODS` of those.
+
+Options: `state`, the volume's directory on the host. Grants: `disk`, whose data file it uses. A
+directory without a volume gets one, if the disk is empty.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, ParamSpec, TypeVar
+
+from core.abi import Right
+from core.errors import AtollError, Refused
+from core.userlib.interface import Bulk
+from core.userlib.server import Server
+from core.userlib.task import Task
+
+from .changes import ChangeLog
+from .disk import Disk, DiskInfo
+from .interface import (
+    CHANGED,
+    Attributes,
+    Caller,
+    Change,
+    Changes,
+    Entry,
+    FileSystem,
+    Usage,
+)
+from .layout import METADATA_NAME, VolumeError
+from .mkfs import make_metadata
+from .opens import Opens
+from .volume import Volume
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+SYNC_PERIOD_S: Final = 5.0
+BUSY_PERIODS: Final = 6
+_TICK: Final = 1
+"""The notification bit of the server's own timer."""
+_OPENS: Final = "opens"
+_WATCH: Final = "watch."
+
+
+class _Watcher:
+    """A client that wants to hear of changes. `told`: it was notified and has not asked yet."""
+
+    __slots__ = ("right", "told")
+
+    def __init__(self, right: Right) -> None:
+        self.right = right
+        self.told = False
+
+
+class FileServer(Server):
+    """See the module head."""
+
+    interface = FileSystem
+    volume: Volume
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(task)
+        self._log = ChangeLog(task.generation)
+        self._watchers: dict[int, _Watcher] = {}
+        self._ticking = False
+        self._served = False
+        self._busy_periods = 0
+
+    async def start(self) -> None:
+        """Open the volume on the disk's data file; restore opens and watches."""
+        task = self.task
+        directory = Path(task.options["state"])
+        info, descriptor = await task.connect(Disk, "disk").lend()
+        if not (directory / METADATA_NAME).exists():
+            _make(directory, info)
+        opens = Opens(task.boot_id, lambda number: task.keep(_OPENS, number), task.kept(_OPENS))
+        self.volume = Volume(
+            directory,
+            descriptor.take(),
+            opens=opens,
+            boot_id=task.boot_id,
+            take_over=True,
+        )
+        for label, right in task.kept_rights().items():
+            if label.startswith(_WATCH):
+                self._watchers[int(label.removeprefix(_WATCH))] = _Watcher(right)
+        for client in list(self._watchers):
+            self._notify(client)  # what happened around the restart is not known
+
+    def stop(self) -> None:
+        """Make everything durable and close the volume."""
+        self.volume.close()
+
+    def no_senders(self, badge: int) -> None:
+        """A client has ended: give back its opens, and forget its watch."""
+        self.volume.request = 0
+        self.volume.drop_client(badge)
+        self._forget(badge)
+
+    def notified(self, bits: int) -> None:
+        """The timer fired: make changes durable if the time is good."""
+        self._ticking = False
+        if not self.volume.restless:
+            return
+        self._busy_periods += 1
+        if self._served and self._busy_periods < BUSY_PERIODS:
+            self._tick()
+            return
+        self._busy_periods = 0
+        try:
+            self.volume.settle()
+        except Refused as error:
+            self.task.log(f"cannot make changes durable: {error.detail}")
+        if self.volume.restless:
+            self._tick()
+
+    def _tick(self) -> None:
+        if not self._ticking:
+            self._ticking = True
+            self._served = False
+            self.task.arm(SYNC_PERIOD_S, _TICK)
+
+    # -- once, and who hears of it ----------------------------------------------------------------
+
+    def _once(
+        self,
+        name: str,
+        function: Callable[P, T],
+        *arguments: P.args,
+        **options: P.kwargs,
+    ) -> T:
+        """Serve a request that changes something, or return the answer that it got already."""
+        request = self.request
+        volume = self.volume
+        if request.redelivered:
+            reply = volume.recorded(request.id)
+            if reply is not None:
+                return FileSystem.named(name).decode_reply(reply)  # type: ignore[no-any-return]
+        volume.request = request.id
+        return self._changing(function, *arguments, **options)
+
+    def _changing(self, function: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
+        """Serve a request that changes something, and tell those who watch."""
+        self._served = True
+        if not self._ticking:
+            self._tick()
+        watchers = self._watchers
+        if not watchers:
+            return function(*arguments, **options)
+        client = self.request.badge
+        alone = len(watchers) == 1 and client in watchers
+        self.volume.watch(on=not alone)
+        result = function(*arguments, **options)
+        if not alone:
+            self._tell(client)
+        return result
+
+    def _tell(self, client: int) -> None:
+        changes = self.volume.take_changes()
+        if not changes:
+            return
+        for change in changes:
+            self._log.add(client, change)
+        for other in list(self._watchers):
+            if other != client:
+                self._notify(other)
+
+    def _notify(self, client: int) -> None:
+        watcher = self._watchers[client]
+        if watcher.told:
+            return
+        watcher.told = True
+        try:
+            self.task.notify(watcher.right, CHANGED)
+        except AtollError:  # its port is gone
+            self._forget(client)
+
+    def _forget(self, client: int) -> None:
+        watcher = self._watchers.pop(client, None)
+        if watcher is not None:
+            self.task.forget(f"{_WATCH}{client}")
+            self.task.drop(watcher.right)
+
+    def watch(self, port: Right) -> int:
+        """See `FileSystem.watch`."""
+        client = self.request.badge
+        self._forget(client)
+        self.task.keep_right(f"{_WATCH}{client}", port)
+        self._watchers[client] = _Watcher(port)
+        return self._log.position
+
+    def changes(self, after: int) -> tuple[int, list[Change]]:
+        """See `FileSystem.changes`."""
+        client = self.request.badge
+        position, found = self._log.since(after, client)
+        watcher = self._watchers.get(client)
+        if watcher is not None and position == self._log.position:
+            watcher.told = False
+        return position, found
+
+    # -- names ------------------------------------------------------------------------------------
+
+    def lookup(self, caller: Caller, parent: int, name: bytes) -> Attributes:
+        """See `FileSystem.lookup`."""
+        return self.volume.lookup(caller, parent, name)
+
+    def readlink(self, inode: int) -> bytes:
+        """See `FileSystem.readlink`."""
+        return self.volume.readlink(inode)
+
+    def mknod(self, caller: Caller, parent: int, name: bytes, mode: int, device: int) -> Attributes:
+        """See `FileSystem.mknod`."""
+        return self._once("mknod", self.volume.mknod, caller, parent, name, mode, device)
+
+    def mkdir(self, caller: Caller, parent: int, name: bytes, mode: int) -> Attributes:
+        """See `FileSystem.mkdir`."""
+        return self._once("mkdir", self.volume.mkdir, caller, parent, name, mode)
+
+    def symlink(self, caller: Caller, parent: int, name: bytes, target: bytes) -> Attributes:
+        """See `FileSystem.symlink`."""
+        return self._once("symlink", self.volume.symlink, caller, parent, name, target)
+
+    def link(self, caller: Caller, inode: int, parent: int, name: bytes) -> Attributes:
+        """See `FileSystem.link`."""
+        return self._once("link", self.volume.link, caller, inode, parent, name)
+
+    def unlink(self, caller: Caller, parent: int, name: bytes) -> Attributes:
+        """See `FileSystem.unlink`."""
+        return self._once("unlink", self.volume.unlink, caller, parent, name)
+
+    def rmdir(self, caller: Caller, parent: int, name: bytes) -> None:
+        """See `FileSystem.rmdir`."""
+        self._once("rmdir", self.volume.rmdir, caller, parent, name)
+
+    def rename(
+        self,
+        caller: Caller,
+        parent: int,
+        name: bytes,
+        new_parent: int,
+        new_name: bytes,
+        flags: int,
+    ) -> None:
+        """See `FileSystem.rename`."""
+        rename = self.volume.rename
+        self._once("rename", rename, caller, parent, name, new_parent, new_name, flags)
+
+    def opendir(self, caller: Caller, inode: int) -> None:
+        """See `FileSystem.opendir`."""
+        self.volume.opendir(caller, inode)
+
+    def readdir(self, inode: int, cookie: int, limit: int) -> list[Entry]:
+        """See `FileSystem.readdir`."""
+        return self.volume.readdir(inode, cookie, limit)
+
+    # -- attributes -------------------------------------------------------------------------------
+
+    def getattr(self, inode: int) -> Attributes:
+        """See `FileSystem.getattr`."""
+        return self.volume.getattr(inode)
+
+    def setattr(self, caller: Caller, inode: int, changes: Changes) -> Attributes:
+        """See `FileSystem.setattr`."""
+        return self._once("setattr", self.volume.setattr, caller, inode, changes)
+
+    def access(self, caller: Caller, inode: int, mode: int) -> None:
+        """See `FileSystem.access`."""
+        self.volume.access(caller, inode, mode)
+
+    def statfs(self) -> Usage:
+        """See `FileSystem.statfs`."""
+        return self.volume.statfs()
+
+    def setxattr(self, caller: Caller, inode: int, name: bytes, flags: int, value: Bulk) -> None:
+        """See `FileSystem.setxattr`."""
+        self._once("setxattr", self.volume.setxattr, caller, inode, name, flags, value)
+
+    def getxattr(self, caller: Caller, inode: int, name: bytes, size: int) -> Bulk:
+        """See `FileSystem.getxattr`."""
+        return self.volume.getxattr(caller, inode, name, size)
+
+    def listxattr(self, caller: Caller, inode: int) -> list[bytes]:
+        """See `FileSystem.listxattr`."""
+        return self.volume.listxattr(caller, inode)
+
+    def removexattr(self, caller: Caller, inode: int, name: bytes) -> None:
+        """See `FileSystem.removexattr`."""
+        self._once("removexattr", self.volume.removexattr, caller, inode, name)
+
+    # -- files ------------------------------------------------------------------------------------
+
+    def create(self, caller: Caller, parent: int, name: bytes, mode: int, flags: int) -> Attributes:
+        """See `FileSystem.create`."""
+        client = self.request.badge
+        create = self.volume.create
+        attributes = self._once("create", create, caller, parent, name, mode, flags, client)
+        # counted already, unless the answer came from the record and the death before the count
+        self.volume.opened(self.request.id, client, attributes.inode)
+        return attributes
+
+    def open(self, caller: Caller, inode: int, flags: int) -> Attributes:
+        """See `FileSystem.open`."""
+        client = self.request.badge
+        attributes = self._once("open", self.volume.open, caller, inode, flags, client)
+        self.volume.opened(self.request.id, client, inode)
+        return attributes
+
+    def release(self, inode: int) -> None:
+        """See `FileSystem.release`."""
+        self._once("release", self.volume.release, inode, self.request.badge)
+
+    def read(self, inode: int, offset: int, size: int) -> Bulk:
+        """See `FileSystem.read`."""
+        volume = self.volume
+        size = volume.readable(inode, offset, size)
+        view = self.request.buffer(size)
+        volume.read_into(inode, offset, view)
+        return view
+
+    def write(self, caller: Caller, inode: int, offset: int, data: Bulk) -> int:
+        """See `FileSystem.write`."""
+        self.volume.request = 0
+        return self._changing(self.volume.write, caller, inode, offset, data)
+
+    def fsync(self, inode: int, data_only: bool) -> None:
+        """See `FileSystem.fsync`. The log is one, so `data_only` saves nothing."""
+        self.volume.fsync(inode)
+
+    def sync(self) -> None:
+        """See `FileSystem.sync`."""
+        self.volume.settle()
+
+    def allocate(self, caller: Caller, inode: int, mode: int, offset: int, size: int) -> None:
+        """See `FileSystem.allocate`."""
+        self._once("allocate", self.volume.allocate, caller, inode, mode, offset, size)
+
+    def seek(self, inode: int, offset: int, whence: int) -> int:
+        """See `FileSystem.seek`."""
+        return self.volume.seek(inode, offset, whence)
+
+
+def _make(directory: Path, info: DiskInfo) -> None:
+    """Make the metadata of an empty volume for an empty disk. Raises: VolumeError."""
+    if info.used:
+        raise VolumeError(
+            f"{directory} has data but no metadata: restore {METADATA_NAME}, or remove the data"
+            " file to begin with an empty volume",
+            errno.EUCLEAN,
+        )
+    try:
+        make_metadata(directory, info.size)
+    except OSError as error:
+        raise VolumeError(f"{directory}: {error.strerror}", error.errno or errno.EIO) from None
