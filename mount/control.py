@@ -1,7 +1,8 @@
 """The control port: what the `atoll` command asks of a running system.
 
-The command joins the system over its control socket and becomes a task like any other; among the rights it is
-given is one to this port. The server behind it is co-located, because it speaks for the kernel itself.
+The command joins the system over its control socket and becomes a task like any other; among the
+rights it is given is one to this port. The server behind it is co-located, because it speaks for
+the kernel itself.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Control(Interface):
 
     @operation
     async def kill(self, server: str) -> int:
-        """End a server's process with SIGKILL and return the pid it had. TaskError: unknown, or promoted."""
+        """End a server's process with SIGKILL; return its pid. TaskError: unknown, or promoted."""
 
     @operation(waits=True)
     async def restart(self, server: str) -> int:
@@ -63,7 +64,7 @@ class Control(Interface):
         """Return the last lines of the system's log."""
 
     @operation
-    async def stop(self) -> None:
+    async def shut_down(self) -> None:
         """End the system in good order; the answer comes before the end."""
 
     @operation

@@ -50,7 +50,7 @@ from .calls import serve_kernel_call
 from .kernel import Kernel
 from .ports import KernelRight, Port
 from .requests import Reply, Request, Waiter
-from .tasks import KernelTask
+from .tasks import KernelTask, Placement
 
 if TYPE_CHECKING:
     from .rim import Rim
@@ -403,7 +403,7 @@ class KernelLine:
         self._send_or_keep([_header(Kind.STOP, 0)])
 
     def kill(self) -> None:  # noqa: D102 - see Engine
-        if self.pid:
+        if self.pid and self.task.program.placement is Placement.PROCESS:
             self._end_process(self.pid)
         else:
             self.close("it was killed")

@@ -154,6 +154,7 @@ class System:
             program = Program(name, "", Placement.COLOCATED)
             task = self.kernel.add_task(program, NoOperations)
             task.kernel_mask = FULL_MASK
+            task.state = State.RUNNING
         return ColocatedTask(self.kernel, task)
 
     def connect(self, interface: type[Any], server: str, client: str = "kernel") -> Any:
@@ -182,8 +183,11 @@ class System:
         line = KernelLine(self.kernel, task, ours, region, self.rim, self._end_process)
         task.engine = line
         token = self._tokens()
+        server = self.description.servers[task.name]
         self._starting[token] = line
-        self._zygote.order(Spawn(token, self._birth(task)), (theirs.fileno(), descriptor))
+        self._zygote.order(
+            Spawn(token, self._birth(task), server.user_namespace), (theirs.fileno(), descriptor)
+        )
         theirs.close()
 
     def _birth(self, task: KernelTask) -> Birth:
@@ -277,21 +281,32 @@ class System:
 
     # -- joining ----------------------------------------------------------------------------------------
 
-    def join(self, connection: socket.socket, pid: int) -> KernelTask:
-        """Make a program that connected to the control socket a task. LimitError, TaskError."""
+    def join(
+        self, connection: socket.socket, pid: int, grants: dict[str, Grant] | None = None
+    ) -> KernelTask:
+        """Make a program that connected to the control socket a task.
+
+        Args:
+            grants: rights beyond those that the description gives to joined programs.
+
+        Raises:
+            TaskError: JOINED_LIMIT programs are joined already.
+        """
         if self._joined_now >= JOINED_LIMIT:
             raise TaskError(f"{JOINED_LIMIT} programs are joined already")
         program = Program(f"joined-{pid}-{self._joined()}", "", Placement.JOINED)
         task = self.kernel.add_task(program, NoOperations)
         task.kernel_mask = ORDINARY_MASK
-        self.grant(task, self.description.joined)
+        self.grant(task, {**self.description.joined, **(grants or {})})
         descriptor = new_region()
         socket.send_fds(connection, [encode(self._birth(task))], [descriptor])
         region = Region(descriptor)
         os.close(descriptor)
         self._joined_now += 1
         task.state = State.STARTING
-        task.engine = KernelLine(self.kernel, task, connection, region, self.rim, self._end_process)
+        line = KernelLine(self.kernel, task, connection, region, self.rim, lambda pid: None)
+        line.pid = pid
+        task.engine = line
         self.kernel.ready(task)
         return task
 
@@ -304,6 +319,10 @@ class System:
     def _wake(self) -> None:
         changed, self._changed = self._changed, trio.Event()
         changed.set()
+
+    async def wait_changed(self) -> None:
+        """Wait until some task has started, served or ended."""
+        await self._changed.wait()
 
     async def wait_running(self, names: list[str], timeout_s: float = START_TIMEOUT_S) -> None:
         """Wait until these tasks serve. BootError when one was given up or time is over."""

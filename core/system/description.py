@@ -32,7 +32,17 @@ from core.userlib.server import Server
 PLACEMENTS: Final = ("process", "colocated")
 RESTARTS: Final = ("permanent", "transient", "temporary")
 _SERVER_KEYS: Final = frozenset(
-    {"class", "placement", "restart", "intensity", "period_s", "grants", "options", "kernel"}
+    {
+        "class",
+        "placement",
+        "restart",
+        "intensity",
+        "period_s",
+        "grants",
+        "options",
+        "kernel",
+        "user_namespace",
+    }
 )
 
 
@@ -60,6 +70,7 @@ class ServerDescription(msgspec.Struct, frozen=True):
     grants: dict[str, Grant]
     options: dict[str, Any]
     privileged: bool
+    user_namespace: bool
 
 
 class SystemDescription(msgspec.Struct, frozen=True):
@@ -141,7 +152,14 @@ class _Reader:
             {},
             dict(table.get("options", {})),
             table.get("kernel") == "full",
+            self._flag(where, table, "user_namespace"),
         )
+
+    def _flag(self, where: str, table: dict[str, Any], key: str) -> bool:
+        value = table.get(key, False)
+        if not isinstance(value, bool):
+            raise self.fail(where, key, f"{key} is true or false, not {value!r}")
+        return value
 
     def _number(self, where: str, table: dict[str, Any], key: str, default: int) -> int:
         value = table.get(key, default)

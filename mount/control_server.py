@@ -1,0 +1,117 @@
+"""The server behind the control port. It is co-located: it reads the kernel's tables directly."""
+
+from __future__ import annotations
+
+import collections
+import errno
+import os
+from collections.abc import Callable
+from typing import Final
+
+import trio
+
+from core.abi import Right
+from core.errors import Refused, TaskError
+from core.kernel.calls import port_infos, task_infos
+from core.kernel.tasks import KernelTask, State
+from core.system.boot import System
+from core.userlib.interface import Descriptor
+from core.userlib.kernel_calls import PortInfo, TaskInfo
+from core.userlib.server import Server
+from core.userlib.task import Task
+
+from .control import Control, Status
+
+RESTART_TIMEOUT_S: Final = 15.0
+
+
+class ControlServer(Server):
+    """Serves `Control` for one system.
+
+    Args:
+        system: the running system.
+        status: describes it.
+        log: its last lines.
+        shut_down: makes the composition end the system.
+    """
+
+    interface = Control
+
+    def __init__(
+        self,
+        task: Task,
+        system: System,
+        status: Callable[[], Status],
+        log: collections.deque[str],
+        shut_down: Callable[[], None],
+    ) -> None:
+        super().__init__(task)
+        self._system = system
+        self._status = status
+        self._log = log
+        self._shut_down = shut_down
+
+    def status(self) -> Status:
+        """Describe the system."""
+        return self._status()
+
+    def tasks(self) -> list[TaskInfo]:
+        """List the tasks."""
+        return task_infos(self._system.kernel)
+
+    def ports(self) -> list[PortInfo]:
+        """List the ports."""
+        return port_infos(self._system.kernel)
+
+    def _server(self, name: str) -> KernelTask:
+        """Return a task of the description; TaskError names those that there are."""
+        if name not in self._system.description.servers:
+            known = ", ".join(self._system.description.servers)
+            raise TaskError(f"there is no server {name!r}; there are {known}")
+        return self._system.task(name)
+
+    def kill(self, server: str) -> int:
+        """Kill a server's process."""
+        task = self._server(server)
+        pid = task.engine.pid if task.engine is not None else 0
+        self._system.kernel.kill(task)
+        return pid
+
+    async def restart(self, server: str) -> int:
+        """Restart a server in good order."""
+        task = self._server(server)
+        generation = task.id.generation
+        if task.engine is None:
+            raise TaskError(f"{server} is {task.state.value}; it cannot be restarted now")
+        task.engine.stop()
+        with trio.move_on_after(RESTART_TIMEOUT_S):
+            while task.id.generation == generation or task.state is not State.RUNNING:
+                if task.state is State.RETIRED:
+                    raise TaskError(f"{server} was given up; `atoll why {server}` says why")
+                await self._system.wait_changed()
+            return task.id.generation
+        raise TaskError(f"{server} did not restart within {RESTART_TIMEOUT_S:g} s")
+
+    def last_words(self, server: str) -> list[str]:
+        """Say why a server's incarnations ended."""
+        return self._server(server).last_words
+
+    def log(self, lines: int) -> list[str]:
+        """Return the log's last lines."""
+        return list(self._log)[-max(0, lines) :] if lines > 0 else []
+
+    def shut_down(self) -> None:
+        """End the system, after this answer."""
+        self._shut_down()
+
+    def network_namespace(self) -> Descriptor:
+        """Return the namespace that the link's driver keeps with the kernel."""
+        tap = self._system.kernel.tasks.named("tap")
+        number = tap.kept.get("netns") if tap is not None else None
+        if number is None:
+            raise Refused(errno.ENONET, "this system has no network namespace of its own")
+        return Descriptor(os.dup(number))
+
+    def port_of(self, server: str) -> Right:
+        """Return a right to a server's port, with the caller's badge."""
+        return self._server(server).names[1].derive(badge=self.request.badge)
