@@ -48,7 +48,7 @@ def _walk(folder: Path, *, with_files: bool) -> Iterator[str]:
     if with_files:
         yield from (str(path.relative_to(ROOT)) for path in inside if path.is_file())
     for path in inside:
-        if path.is_dir() and any(path.iterdir()):
+        if path.is_dir() and any(map(_listed, path.iterdir())):
             yield from _walk(path, with_files=with_files)
 
 
