@@ -105,7 +105,7 @@ class Icmp:
         self._counters.icmp_out_echo_reps += 1
         # copied: the frame's buffer is used again before a held reply is sent
         data = bytes(packet.payload[icmpv4.HEADER_SIZE :])
-        reply = icmpv4.emit_echo_reply(message)
+        reply = icmpv4.emit_echo_reply(message, data)
         self._ip.send(packet.header.source, ipv4.ICMP, reply, data, now)
 
     def _hear_reply(self, packet: Packet, message: icmpv4.Message) -> None:

@@ -31,11 +31,12 @@ def checksum(octets: Octets, initial: int = 0) -> int:
 
 
 def is_valid(octets: Octets, initial: int = 0) -> bool:
-    """Return whether octets that contain their checksum add up (to either zero)."""
+    """Return whether octets that contain their checksum add up to 0xFFFF."""
     number = int.from_bytes(octets, "big")
     if len(octets) & 1:
         number <<= 8
-    return (number + initial) % 65535 == 0
+    number += initial
+    return number % 65535 == 0 and number > 0
 
 
 def pseudo_header(source: int, destination: int, protocol: int, size: int) -> int:

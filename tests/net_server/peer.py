@@ -60,7 +60,9 @@ class Peer:
     def sent(self) -> list[Packet]:
         """Return, and forget, what the stack wants sent."""
         skip = 1 if self.stack.configuration.device_header else 0
-        frames = [Ether(b"".join(buffers[skip:])) for buffers in self.stack.egress.frames]
+        frames: list[Packet] = [
+            Ether(b"".join(buffers[skip:])) for buffers in self.stack.egress.frames
+        ]
         self.stack.egress.frames.clear()
         return frames
 

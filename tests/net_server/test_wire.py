@@ -177,10 +177,17 @@ def test_echo_agrees_with_scapy(identifier: int, sequence: int, payload: bytes) 
     assert icmpv4.emit(icmpv4.ECHO_REQUEST, 0, rest, payload) + payload == request
     message = icmpv4.parse(request)
     assert (message.type, message.code, message.rest) == (8, 0, rest)
-    reply = icmpv4.emit_echo_reply(message) + payload
+    reply = icmpv4.emit_echo_reply(message, payload) + payload
     assert icmpv4.parse(reply)[:2] == (icmpv4.ECHO_REPLY, 0)
     assert ICMP(reply).id == identifier
     assert reply[8:] == payload
+
+
+def test_reply_of_zeros_only_has_a_checksum_of_ones() -> None:
+    # RFC 1624: the incremental form finds the other zero, which a receiver would not accept
+    request = bytes(ICMP(type=8, id=0, seq=0) / bytes(4))
+    reply = icmpv4.emit_echo_reply(icmpv4.parse(request), bytes(4))
+    assert reply == bytes(ICMP(type=0, id=0, seq=0) / bytes(4))[:8]
 
 
 @given(payloads.filter(lambda octets: len(octets) > 2), st.integers(0, 7))
@@ -215,12 +222,11 @@ def test_finishing_a_partial_checksum_gives_the_whole_one(
 
 
 def test_computed_udp_checksum_of_zero_is_sent_as_ones() -> None:
-    head = udp.emit(0, 0, 0, 0, b"")
-    payload = (0xFFFF - checksum.add(head[:6], checksum.pseudo_header(0, 0, 17, 10) + 2)).to_bytes(
-        2, "big"
-    )
-    sizes = {udp.parse(udp.emit(0, 0, 0, 0, bytes(p)) + bytes(2)).checksum for p in ([], payload)}
-    assert 0 not in sizes
+    # the payload's two octets are chosen so that everything adds up to 0xFFFF
+    sizes = 10
+    rest = checksum.add(b"", checksum.pseudo_header(1, 2, 17, sizes) + 3 + 4 + sizes)
+    payload = (0xFFFF - rest).to_bytes(2, "big")
+    assert udp.parse(udp.emit(1, 3, 2, 4, payload) + payload).checksum == 0xFFFF
 
 
 @pytest.mark.parametrize("size", [0, 7, 9, 65535])
