@@ -29,7 +29,6 @@ _COUNT: Final = struct.Struct("<Q")
 _COUNT_OFFSET: Final = 8
 _RECORD: Final = struct.Struct("<QQQq")
 _FIRST_CAPACITY: Final = 16_384
-_U64: Final = (1 << 64) - 1
 
 Keep = Callable[[int], None]
 """Has the kernel keep a memory object's descriptor in place of the one before; see `Task.keep`."""
@@ -39,7 +38,7 @@ class Opens:
     """The table.
 
     Args:
-        boot_id: this boot's.
+        boot_id: this boot's; 63 bits.
         keep: is told about every new memory object; it must not take the descriptor over.
         kept: descriptor of the memory object that an earlier incarnation left; owned. None: none.
     """
@@ -51,7 +50,7 @@ class Opens:
         kept: int | None = None,
         capacity: int = _FIRST_CAPACITY,
     ) -> None:
-        self._boot_id = boot_id & _U64
+        self.boot_id = boot_id
         self._keep = keep
         self._first_capacity = capacity
         self._clients: dict[int, dict[int, int]] = {}
@@ -68,7 +67,7 @@ class Opens:
         finally:
             os.close(descriptor)
         boot_id, count = _HEADER.unpack_from(memory)
-        if boot_id != self._boot_id:
+        if boot_id != self.boot_id:
             memory.close()
             return False
         for index in range(count):
@@ -96,7 +95,7 @@ class Opens:
             for index, pair in enumerate(live):
                 position = _HEADER.size + index * _RECORD.size
                 _RECORD.pack_into(memory, position, self.last_request, *pair)
-            _HEADER.pack_into(memory, 0, self._boot_id, len(live))
+            _HEADER.pack_into(memory, 0, self.boot_id, len(live))
             self._keep(descriptor)
         finally:
             os.close(descriptor)

@@ -93,7 +93,6 @@ class FileServer(Server):
             directory,
             descriptor.take(),
             opens=opens,
-            boot_id=task.boot_id,
             take_over=True,
         )
         for label, right in task.kept_rights().items():

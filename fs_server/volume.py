@@ -69,8 +69,7 @@ class Volume:
     Args:
         directory: where `meta.db` is.
         data: the descriptor of the data file, owned; None: opened here.
-        opens: who has what open; None: nobody, and nobody will outlive this object.
-        boot_id: with `request`, what names a request for ever.
+        opens: who has what open, in which boot; None: nobody, and no client outlives this object.
         clock: the present in nanoseconds.
         cache_limit: see `CACHE_LIMIT`.
         observer: sees every write; see `observer`.
@@ -86,7 +85,6 @@ class Volume:
         data: int | None = None,
         *,
         opens: Opens | None = None,
-        boot_id: int = 0,
         clock: Clock = host_clock,
         cache_limit: int = CACHE_LIMIT,
         observer: Observer | None = None,
@@ -97,11 +95,11 @@ class Volume:
         self.store = Store(directory, vfs, take_over=take_over)
         self._cache_limit = cache_limit
         try:
-            self.store.boot_id = boot_id & (1 << 63) - 1
             self.blocks: int = self.store.setting("blocks")
             self._data = _open_data(directory, data, self.blocks, observer)
             self._clock = clock
-            self._opens = opens or Opens(boot_id)
+            self._opens = opens or Opens()
+            self.store.boot_id = self._opens.boot_id
             self._watched = False
             self._load()
             self._free_orphans()
