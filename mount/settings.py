@@ -32,7 +32,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         system: the system description.
         run: made already, by this very process; whoever made it removes it.
         volume_size: octets of a volume that has to be made; 0: the file server's default.
-        allow_other: let other users see the mount.
+        allow_other: let other users see the mount; None: if this is root.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     system: Path
     run: RunDirectory
     volume_size: int = 0
-    allow_other: bool = False
+    allow_other: bool | None = None
     front_end: FrontEndName = "pyfuse3"
 
 
