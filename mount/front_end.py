@@ -58,6 +58,8 @@ log: Final = logging.getLogger(__name__)
 CACHE_S: Final = 86_400.0
 """Seconds that the host's kernel may keep entries and attributes: it is told of changes."""
 ROOT: Final = Caller(0, 0, (), 0)
+ENTRY_SHORTLY_S: Final = 1.0
+"""The same for entries, on a host's kernel that cannot drop all of them at once."""
 APPEND: Final = 1 << 62
 """In a file handle: the file was opened with O_APPEND."""
 INODE_BITS: Final = APPEND - 1
@@ -81,9 +83,10 @@ class _Known:
 
     __slots__ = ("absent", "attributes", "entry", "moved")
 
-    def __init__(self) -> None:
+    def __init__(self, entry_s: float) -> None:
         self.entry = EntryAttributes()
-        self.entry.attr_timeout = self.entry.entry_timeout = CACHE_S
+        self.entry.attr_timeout = CACHE_S
+        self.entry.entry_timeout = entry_s
         self.entry.st_blksize = BLOCK_SIZE
         self.attributes: Attributes | None = None
         self.absent: frozenset[bytes] = NOTHING_ABSENT
@@ -197,7 +200,7 @@ class FrontEnd(pyfuse3.Operations):
     def _show(self, attributes: Attributes) -> EntryAttributes:
         known = self._known.get(attributes.inode)
         if known is None:
-            known = self._known[attributes.inode] = _Known()
+            known = self._known[attributes.inode] = _Known(self._missing.entry_timeout)
         return known.show(attributes)
 
     def changed(self, inode: int, *, data: bool) -> None:
@@ -208,6 +211,12 @@ class FrontEnd(pyfuse3.Operations):
             known.attributes = None
             known.absent = NOTHING_ABSENT
             known.moved = known.moved or data
+
+    def keep_entries_shortly(self) -> None:
+        """Let the host's kernel keep entries for a moment only: it could not be told to drop them."""
+        self._missing.entry_timeout = ENTRY_SHORTLY_S
+        for known in self._known.values():
+            known.entry.entry_timeout = ENTRY_SHORTLY_S
 
     def known_inodes(self) -> list[int]:
         """Return the inodes that the host's kernel may have cached."""

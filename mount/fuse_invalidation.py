@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import struct
 from typing import Final, Protocol
 
 import pyfuse3
@@ -28,6 +30,8 @@ from .front_end import FrontEnd
 
 log: Final = logging.getLogger(__name__)
 
+INCREASE_EPOCH: Final = struct.pack("<IiQ", 16, 8, 0)
+"""FUSE_NOTIFY_INC_EPOCH (protocol 7.44): the kernel asks again for every entry that it caches."""
 PATIENCE_S: Final = 1.0
 """Seconds until a file server that did not answer is asked again for its changes."""
 
@@ -57,6 +61,19 @@ def invalidate(changes: list[Change]) -> None:
             log.warning("cannot invalidate %s: %s", change, error)
 
 
+def drop_entries(descriptor: int) -> bool:
+    """Have the host's kernel distrust every entry of the mount. Returns if it knows how to.
+
+    Args:
+        descriptor: the session's /dev/fuse.
+    """
+    try:
+        os.write(descriptor, INCREASE_EPOCH)
+    except OSError:
+        return False
+    return True
+
+
 def merged(changes: list[Change]) -> list[Change]:
     """Return the changes without repetitions; of an inode's, the one that includes data."""
     found: dict[tuple[int, bytes], Change] = {}
@@ -74,19 +91,25 @@ class Invalidation:
         front_end: whose cache of attributes is to be kept right too.
         fs: the file server.
         watch: where its notifications arrive; None: nobody else changes files.
+        descriptor: the session's /dev/fuse.
     """
 
-    def __init__(self, front_end: FrontEnd, fs: FileSystem, watch: Watch | None) -> None:
+    def __init__(
+        self, front_end: FrontEnd, fs: FileSystem, watch: Watch | None, descriptor: int
+    ) -> None:
+        self._descriptor = descriptor
         self._front_end = front_end
         self._fs = fs
         self._watch = watch
         self._send, self._stale = trio.open_memory_channel[int](math.inf)
         front_end.stale = self._send.send_nowait
-        self.busy = trio.CapacityLimiter(1)
-        """Taken while a thread talks to the kernel: the session must not end meanwhile."""
+        self._limiter = trio.CapacityLimiter(1)  # one thread: the order of changes is kept
 
     async def run(self) -> None:
         """Invalidate until cancelled."""
+        if not drop_entries(self._descriptor):
+            log.info("this host cannot drop all entries at once: they are cached for a second only")
+            self._front_end.keep_entries_shortly()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._follow_stale)
             if self._watch is not None:
@@ -127,12 +150,13 @@ class Invalidation:
         """Take back every inode that the kernel may know, with its data, and every entry."""
         known = self._front_end.known_inodes()
         log.info("dropping what the host caches of %d inodes", len(known))
+        drop_entries(self._descriptor)
         await self._tell([Change(inode, data=True) for inode in {ROOT_INODE, *known}])
 
     async def _tell(self, changes: list[Change]) -> None:
         for change in changes:
             self._front_end.changed(change.inode, data=change.data)
-        await trio.to_thread.run_sync(invalidate, changes, limiter=self.busy)
+        await trio.to_thread.run_sync(invalidate, changes, limiter=self._limiter)
         # An answer that was under way may have been taken for newer than the change: distrust it.
         for change in changes:
             self._front_end.changed(change.inode, data=change.data)

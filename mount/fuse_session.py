@@ -14,7 +14,6 @@ import ctypes
 import dataclasses
 import logging
 import os
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -31,17 +30,16 @@ from .mount_point import MountError, check_allow_other, check_device, detach, mo
 
 log: Final = logging.getLogger(__name__)
 
+LINGER_S: Final = 50e-6
+"""How long a worker looks for the next request before it parks."""
 WORKERS_LIMIT: Final = 32
 """Requests that can be with the file server at once."""
-FAREWELL_S: Final = 5.0
+FAREWELL_S: Final = 1.5
 """Seconds for the host's kernel to write back what it holds, when the mount ends."""
 READ_AHEAD_KIB: Final = 1024
 """What the host's kernel reads ahead of a sequential reader: one request's worth."""
 BACKGROUND_LIMIT: Final = 64
 """Requests without a waiting process that the host's kernel may have under way."""
-INCREASE_EPOCH: Final = struct.pack("<IiQ", 16, 8, 0)
-"""FUSE_NOTIFY_INC_EPOCH (protocol 7.44): every entry that the kernel caches is asked for again."""
-
 _session_exists = False
 
 
@@ -59,7 +57,7 @@ class MountOptions:
 
     allow_other: bool | None = None
     sole_writer: bool = False
-    linger_s: float = 0.0
+    linger_s: float = LINGER_S
     nonempty: bool = False
     stock_wait: bool = False
 
@@ -223,7 +221,7 @@ async def serve(
     session = _Session(front_end, path, options)
     _session_exists = True
     try:
-        await _run(session, Invalidation(front_end, fs, watch), task_status)
+        await _run(session, Invalidation(front_end, fs, watch, session.descriptor), task_status)
     finally:
         session.close()
         _session_exists = False

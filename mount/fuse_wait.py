@@ -18,11 +18,14 @@ Invariants:
 2. While any worker is suspended in a handler, another one watches, or all of them are in handlers.
 3. A worker gives way to other tasks after `BURST_REQUESTS` requests or `BURST_S` seconds.
 
-Bounded linger. With `linger_s` a worker that found nothing blocks in the kernel, for that time at
-most, before it parks: a client that works through small calls comes back within microseconds, and a
-park and wake costs more. Blocking gives the CPU away, to the client if it waits for this CPU. It
-happens only while no handler is suspended, since the linger would delay its answer; it stops after
-`MISSES` in vain, until requests follow one another closely again.
+Bounded linger. A client that works through small calls comes back within microseconds, and waking
+an idle CPU costs tens of them. So a worker that found nothing looks again for `linger_s` before it
+parks, and gives the CPU away (sched_yield) between two looks, so that a client or a server that
+waits for this CPU runs. It stops at once when trio has something to do (it looks at trio's own
+epoll set, too), and does not begin while a handler is suspended, since it would delay the answer;
+it stops after `MISSES` in vain, until requests follow one another closely again. Measured,
+microseconds for a getattr: one CPU 15 with and without; two CPUs 29 against 116; with both CPUs
+also kept busy by others 40 against 72 and 99. Blocking in poll(2) instead gains nothing.
 
 The names replaced in pyfuse3 are private, so `patched` looks first if they are what this module
 knows, and leaves the stock loop in place otherwise.
@@ -60,12 +63,21 @@ _WAIT: Final = "_wait_fuse_readable"
 SessionLoop = Callable[[trio.Nursery, int, int], Awaitable[None]]
 
 
+def _trio_epoll() -> int:
+    """Return the descriptor of trio's own epoll set, -1 where this trio does not show it."""
+    try:
+        runner: Any = trio._core._run.GLOBAL_RUN_CONTEXT.runner  # type: ignore[attr-defined] # noqa: SLF001
+        return int(runner.io_manager._epoll.fileno())  # noqa: SLF001
+    except AttributeError:
+        return -1
+
+
 class Workers:
     """The waiting side of one session's workers.
 
     Args:
         descriptor: the session's /dev/fuse; it is made non-blocking, and stays the session's.
-        linger_s: seconds that a worker may block before it parks; 0: it never does.
+        linger_s: seconds that a worker looks for a request before it parks; 0: it looks once.
     """
 
     def __init__(self, descriptor: int, linger_s: float = 0.0) -> None:
@@ -74,6 +86,11 @@ class Workers:
         poll = select.poll()
         poll.register(descriptor, select.POLLIN)
         self._poll = poll.poll
+        glance = select.poll()
+        glance.register(descriptor, select.POLLIN)
+        if (trio_epoll := _trio_epoll()) >= 0:
+            glance.register(trio_epoll, select.POLLIN)
+        self._glance = glance.poll
         self._linger_s = linger_s
         self._misses = 0
         self._resting: list[trio.lowlevel.Task] = []
@@ -140,12 +157,18 @@ class Workers:
         return False
 
     def _lingered(self) -> list[tuple[int, int]]:
-        """Block for a moment, if that is likely to be worth it. Returns what poll(2) would."""
+        """Look again for a moment, if that is likely to be worth it. Returns what poll(2) would."""
         if not self._linger_s or self._suspended or self._misses >= MISSES:
             return []
-        if select.select([self._descriptor], [], [], self._linger_s)[0]:
-            self._misses = 0
-            return self._poll(0)
+        glance, give_way, now = self._glance, os.sched_yield, time.perf_counter
+        until = now() + self._linger_s
+        while now() < until:
+            give_way()
+            if glance(0):
+                ready = self._poll(0)  # none: it is trio that has something to do
+                if ready:
+                    self._misses = 0
+                return ready
         self._misses += 1
         return []
 

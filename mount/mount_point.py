@@ -15,6 +15,8 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
+from .obstacle import ObstacleError
+
 DEVICE: Final = Path("/dev/fuse")
 FUSE_CONF: Final = Path("/etc/fuse.conf")
 MOUNTS: Final = Path("/proc/self/mountinfo")
@@ -23,20 +25,8 @@ DETACH: Final = 2
 UNMOUNT_PATIENCE_S: Final = 5.0
 
 
-class MountError(Exception):
-    """A mount cannot be made.
-
-    Attributes:
-        thing: what stands in the way: a path or a program.
-        cause: why.
-        remedy: what the user can do about it.
-    """
-
-    def __init__(self, thing: str | Path, cause: str, remedy: str) -> None:
-        super().__init__(f"{thing}: {cause}; {remedy}")
-        self.thing = str(thing)
-        self.cause = cause
-        self.remedy = remedy
+class MountError(ObstacleError):
+    """A mount cannot be made."""
 
 
 def unescape(path: str) -> str:

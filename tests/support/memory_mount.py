@@ -1,6 +1,6 @@
 """A mount of a file system in memory, as a program.
 
-Run `python -m tests.support.memory_mount DIR [WORD...]`. Words: `stock` leaves pyfuse3's wait in
+Run `python -m tests.support.memory_mount [WORD...] DIR`. Words: `stock` leaves pyfuse3's wait in
 place; `sole` is the sole writer; `linger=MICROSECONDS`. It says "ready" when the mount can be
 used, and unmounts when its standard input ends.
 """
@@ -25,12 +25,12 @@ async def serve_until_input_ends(mountpoint: str, options: MountOptions) -> None
         nursery.cancel_scope.cancel()
 
 
-def main(mountpoint: str, *words: str) -> None:
-    linger = next((int(word[7:]) for word in words if word.startswith("linger=")), 0)
+def main(*words: str) -> None:
+    linger = next((int(word[7:]) for word in words if word.startswith("linger=")), 50)
     options = MountOptions(
         stock_wait="stock" in words, sole_writer="sole" in words, linger_s=linger / 1e6
     )
-    trio.run(serve_until_input_ends, mountpoint, options)
+    trio.run(serve_until_input_ends, words[-1], options)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,120 @@
+"""A booted system with a volume and a mount, as a program, for tests and benchmarks.
+
+Run `python -m tests.support.system_mount PLACEMENT DIR`: PLACEMENT of disk and file server is
+`process` or `colocated`. The volume is made in a temporary directory. It says "ready" when the
+mount can be used. A line `write PATH TEXT`, `truncate PATH SIZE`, `rename PATH NAME`, `unlink PATH` or `kill`
+on its standard input is done to the file server by a second client, and answered with "done".
+It unmounts when its standard input ends.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from core.abi import ALL_OPERATIONS, Right
+from core.system.boot import Prepared, System, booted
+from core.system.description import Grant, load_description
+from core.userlib.server import Server
+from core.userlib.task import Task
+from fs_server.interface import ROOT_INODE, Caller, Changes, FileSystem
+from mount.fuse_session import MountOptions, serve
+
+DESCRIPTION = """
+[server.supervisor]
+class = "core.system.supervisor:SupervisorServer"
+kernel = "full"
+
+[server.disk]
+class = "fs_server.disk:DiskServer"
+placement = "{placement}"
+options = {{ state = "{state}" }}
+
+[server.fs]
+class = "fs_server.server:FileServer"
+placement = "{placement}"
+grants = {{ disk = "disk" }}
+options = {{ state = "{state}" }}
+"""
+ROOT = Caller(0, 0, (), 0)
+
+
+class FrontEndTask(Server):
+    """The mount as a task of the system."""
+
+    def __init__(self, task: Task, mountpoint: str, mounted: trio.Event) -> None:
+        super().__init__(task)
+        self._mountpoint = mountpoint
+        self._mounted = mounted
+        self._changed = trio.Event()
+
+    async def run(self) -> None:
+        fs = self.task.connect(FileSystem, "fs")
+        async with trio.open_nursery() as nursery:
+            await nursery.start(partial(serve, fs, self._mountpoint, MountOptions(), watch=self))
+            self._mounted.set()
+
+    @property
+    def port(self) -> Right:
+        return self.task.mint(1)
+
+    async def wait_changed(self) -> None:
+        await self._changed.wait()
+        self._changed = trio.Event()
+
+    def notified(self, bits: int) -> None:
+        self._changed.set()
+
+
+async def other_client(system: System, fs: FileSystem, words: list[str]) -> None:
+    """Do what a line of standard input says, as a client other than the mount."""
+    if words[0] == "kill":
+        os.kill(system.task("fs").engine.pid, 9)  # type: ignore[union-attr]
+        return
+    name = os.fsencode(words[1])
+    match words:
+        case ["write", _, text]:
+            made = await fs.create(ROOT, ROOT_INODE, name, 0o644, 0)
+            await fs.write(ROOT, made.inode, 0, text.encode())
+            await fs.release(made.inode)
+        case ["truncate", _, size]:
+            found = await fs.lookup(ROOT, ROOT_INODE, name)
+            await fs.setattr(ROOT, found.inode, Changes(size=int(size)))
+        case ["rename", _, new]:
+            await fs.rename(ROOT, ROOT_INODE, name, ROOT_INODE, os.fsencode(new), 0)
+        case ["unlink", _]:
+            await fs.unlink(ROOT, ROOT_INODE, name)
+        case _:
+            raise ValueError(words)
+
+
+async def run(prepared: Prepared, mountpoint: str) -> None:
+    async with booted(prepared) as system:
+        mounted = trio.Event()
+        system.add_colocated(
+            "front-end",
+            lambda task: FrontEndTask(task, mountpoint, mounted),
+            grants={"fs": Grant("fs", ALL_OPERATIONS)},
+        )
+        await mounted.wait()
+        print("ready", flush=True)
+        fs = system.connect(FileSystem, "fs")
+        while line := await trio.to_thread.run_sync(sys.stdin.readline, abandon_on_cancel=True):
+            await other_client(system, fs, line.split())
+            print("done", flush=True)
+
+
+def main(placement: str, mountpoint: str) -> None:
+    with tempfile.TemporaryDirectory(prefix="atoll-volume-") as state:
+        description = Path(state) / "system.toml"
+        description.write_text(DESCRIPTION.format(placement=placement, state=state))
+        trio.run(run, Prepared(load_description(description)), mountpoint)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
