@@ -119,6 +119,10 @@ class LostError(AtollError):
     code = 12
 
 
+_ERRNO_LIMIT: Final = 0x7FFF_FFFF
+"""The largest host error number: beyond it not even strerror(3) is defined."""
+
+
 class Refused(AtollError):  # noqa: N818 - an answer of the server, not a failure of the call
     """The server understood the request and declines it, for the reason given by `errno`.
 
@@ -128,7 +132,8 @@ class Refused(AtollError):  # noqa: N818 - an answer of the server, not a failur
     code = 13
 
     def __init__(self, errno: int, detail: str = "") -> None:
-        super().__init__(detail or os.strerror(errno), errno)
+        known = 0 <= errno <= _ERRNO_LIMIT
+        super().__init__(detail or (os.strerror(errno) if known else f"error {errno}"), errno)
 
 
 class TaskError(AtollError):
@@ -159,8 +164,10 @@ _BY_CODE: Final[dict[int, type[AtollError]]] = {
 
 
 def to_wire(error: AtollError) -> tuple[int, int, str]:
-    """Return the error as `(code, errno, detail)`."""
-    return (error.code, error.errno, error.detail)
+    """Return the error as `(code, errno, detail)`, fit to be encoded whatever it was made with."""
+    errno = error.errno if 0 <= error.errno <= _ERRNO_LIMIT else 0
+    # A detail may quote a file's name, and such a name need not be Unicode.
+    return (error.code, errno, error.detail.encode(errors="backslashreplace").decode())
 
 
 def from_wire(code: int, errno: int, detail: str) -> AtollError:
