@@ -72,9 +72,15 @@ class Counters:
     udp_in_overflows: int = 0
     udp_out_datagrams: int = 0
 
+    quick_echoes: int = 0
+    """Echo requests answered in one step; each counts under every name of `_ECHO_COUNTS`."""
+
     def statistics(self) -> dict[str, int]:
         """Return every count under its MIB name, `ipInReceives` and so on."""
-        return {name: getattr(self, field) for field, name in _MIB_NAMES.items()}
+        counts = {name: getattr(self, field) for field, name in _MIB_NAMES.items()}
+        for name in _ECHO_COUNTS:
+            counts[name] += self.quick_echoes
+        return counts
 
 
 def _mib_name(field: str) -> str:
@@ -82,4 +88,18 @@ def _mib_name(field: str) -> str:
     return (first + "".join(word.capitalize() for word in rest)).replace("Oks", "OKs")
 
 
-_MIB_NAMES: Final = {field.name: _mib_name(field.name) for field in dataclasses.fields(Counters)}
+_MIB_NAMES: Final = {
+    field.name: _mib_name(field.name)
+    for field in dataclasses.fields(Counters)
+    if field.name != "quick_echoes"
+}
+_ECHO_COUNTS: Final = (
+    "ifInUcastPkts",
+    "ipInReceives",
+    "ipInDelivers",
+    "icmpInMsgs",
+    "icmpInEchos",
+    "icmpOutMsgs",
+    "icmpOutEchoReps",
+    "ipOutRequests",
+)

@@ -21,10 +21,20 @@ from .egress import Egress
 from .fragmentation import fragments
 from .neighbors import Fragment, Neighbors
 from .reassembly import Reassembly
-from .routes import ALL_HOSTS, LIMITED_BROADCAST, LOOPBACK_NET, Prefix, Routes, is_multicast
+from .routes import (
+    ALL_HOSTS,
+    LIMITED_BROADCAST,
+    LOOPBACK_NET,
+    Prefix,
+    Route,
+    Routes,
+    is_multicast,
+)
 
 LOCAL_LIMIT: Final = 64
 """Packets to ourselves that wait."""
+HOPS_LIMIT: Final = 1024
+"""Destinations whose next hop is remembered."""
 _IDENTIFICATION_STREAMS: Final = 256
 
 
@@ -55,7 +65,7 @@ class Identifications:
 
     def take(self, destination: int) -> int:
         """Return the next number for a destination."""
-        stream = hash((destination, self._secret)) % _IDENTIFICATION_STREAMS
+        stream = (destination ^ self._secret) % _IDENTIFICATION_STREAMS
         number = self._next[stream] = self._next[stream] + 1 & 0xFFFF
         return number
 
@@ -84,9 +94,12 @@ class Ip:
         self._counters = counters
         self._egress = egress
         self._neighbors = neighbors
-        self._identifications = Identifications(draw)
+        self.identifications = Identifications(draw)
         self._broadcasts = {LIMITED_BROADCAST, prefix.broadcast} - {None}
-        self._legal_source = -1
+        self.legal_source = -1
+        """The source that was found legal last."""
+        self.hops: dict[int, int] = {}
+        """Next hops of destinations that are one other host's, so they are looked up once."""
 
     def is_broadcast(self, address: int) -> bool:
         """Return whether the address means every host of the link."""
@@ -123,11 +136,11 @@ class Ip:
         else:
             counters.ip_in_addr_errors += 1
             return
-        if source != self._legal_source:
+        if source != self.legal_source:
             if not self._is_legal_source(source):
                 counters.ip_in_addr_errors += 1
                 return
-            self._legal_source = source
+            self.legal_source = source
         octets = octets[: header.total_size]
         if header.flags_offset & ipv4.FRAGMENT_MASK:
             self._receive_fragment(header, octets, now, group=group)
@@ -193,16 +206,18 @@ class Ip:
         """
         self._counters.ip_out_requests += 1
         size = len(head) + len(body)
-        identification = self._identifications.take(destination)
-        if self.is_ours(destination):
-            header = ipv4.emit(destination, destination, protocol, size, identification)
-            self._send_local(b"".join((header, head, body)))
-            return True
-        hop = self._next_hop(destination)
+        identification = self.identifications.take(destination)
+        hop = self.hops.get(destination)
         if hop is None:
-            self._counters.ip_out_no_routes += 1
-            return False
-        link = self._link_header(hop, now)
+            if self.is_ours(destination):
+                header = ipv4.emit(destination, destination, protocol, size, identification)
+                self._send_local(b"".join((header, head, body)))
+                return True
+            hop = self._next_hop(destination)
+            if hop is None:
+                self._counters.ip_out_no_routes += 1
+                return False
+        link = self._neighbors.lookup(hop, now) or self._group_header(hop)
         if size <= self.payload_limit:
             head = ipv4.emit(self.address, destination, protocol, size, identification) + head
             if link is not None:
@@ -227,12 +242,20 @@ class Ip:
     def _next_hop(self, destination: int) -> int | None:
         if destination in self._broadcasts or is_multicast(destination):
             return destination
-        return self.routes.next_hop(destination)
+        hop = self.routes.next_hop(destination)
+        if hop is not None:
+            if len(self.hops) >= HOPS_LIMIT:
+                self.hops.clear()
+            self.hops[destination] = hop
+        return hop
 
-    def _link_header(self, hop: int, now: float) -> bytes | None:
-        header = self._neighbors.lookup(hop, now)
-        if header is not None:
-            return header
+    def add_route(self, route: Route) -> None:
+        """Add a route; what was looked up before may go another way now."""
+        self.routes.add(route)
+        self.hops.clear()
+
+    def _group_header(self, hop: int) -> bytes | None:
+        """Return the Ethernet header of packets to a group; None for one host's address."""
         if hop in self._broadcasts:
             return self._neighbors.header_for(ethernet.BROADCAST)
         if is_multicast(hop):

@@ -23,12 +23,15 @@ from collections.abc import Callable
 from typing import Final
 
 from net_server.wire import ethernet, ipv4, vnet
+from net_server.wire.icmpv4 import ECHO_REQUEST
 
 from .counters import Counters
 from .egress import Egress
 from .icmp import Icmp
 from .ip import Ip
 from .neighbors import Held, Neighbors
+from .quick_echo import SIZE as ECHO_SIZE
+from .quick_echo import QuickEcho
 from .routes import Prefix, Route
 from .udp import Udp
 
@@ -77,9 +80,10 @@ class Stack:
         self.icmp = Icmp(self.ip, counters)
         offload = configuration.device_header and configuration.checksum_offload
         self.udp = Udp(self.ip, counters, draw, checksum_offload=offload)
-        self.ip.routes.add(Route(prefix))
+        self.ip.add_route(Route(prefix))
         if configuration.gateway is not None:
-            self.ip.routes.add(Route(Prefix(0, 0), configuration.gateway))
+            self.ip.add_route(Route(Prefix(0, 0), configuration.gateway))
+        self._answer_echo = QuickEcho(self.link, self.ip, self.neighbors, egress, counters).answer
         self.ip.handlers = {ipv4.ICMP: self.icmp.receive, ipv4.UDP: self.udp.receive}
         self.ip.on_unknown_protocol = self.icmp.protocol_unreachable
         self.udp.on_no_port = self.icmp.port_unreachable
@@ -94,8 +98,10 @@ class Stack:
             written. flags: of the virtio header, 0 where there is none. gso_size: of the virtio
             header; 0 if the frame is one datagram's.
         """
-        counters = self.counters
         size = len(frame)
+        if size >= ECHO_SIZE and frame[34] == ECHO_REQUEST and self._answer_echo(frame, now):
+            return
+        counters = self.counters
         counters.if_in_octets += size
         if size < ethernet.HEADER_SIZE or frame[6] & 1:
             counters.if_in_errors += 1
