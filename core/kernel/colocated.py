@@ -24,7 +24,7 @@ from core.userlib.task import Task, operations_mask
 from .calls import drop, forget, keep_right, named_task
 from .kernel import Kernel, carry
 from .ports import Direct, KernelRight, Port
-from .requests import Reply, Request
+from .requests import Reply, Request, Waiter
 from .tasks import KernelTask
 
 
@@ -41,7 +41,21 @@ class ColocatedTask(Task):
         self.rights = {name: task.names[number] for name, number in task.grants.items()}
 
     async def call(self, right: Any, spec: Operation, arguments: tuple[Any, ...]) -> Any:  # noqa: D102
-        return await self._kernel.call(self.place, right, spec, arguments)
+        right.check(spec.index)
+        waiter = Waiter()
+        request = Request(0, spec, right, self.place, waiter, arguments[: spec.fields])
+        if not spec.simple:
+            carry(request, spec, arguments)
+        self._kernel.submit(request)
+        if not waiter.done:
+            engine = request.port.task.engine if request.port.task is not None else None
+            if engine is not None and engine.lingers:
+                engine.linger(waiter)
+            if not waiter.done:
+                await waiter.wait(lambda: self._kernel.abort(request))
+        if right.kind is RightKind.SEND_ONCE:
+            right.release()
+        return waiter.result()
 
     def send(self, right: Any, spec: Operation, arguments: tuple[Any, ...]) -> None:  # noqa: D102
         right.check(spec.index)
@@ -120,6 +134,7 @@ class Colocated:
     """One promoted incarnation, as an `Engine`."""
 
     pid = 0
+    lingers = False
 
     def __init__(self, kernel: Kernel, task: KernelTask, make: Callable[[Task], Server]) -> None:
         self._kernel = kernel
@@ -200,6 +215,9 @@ class Colocated:
         self._note(error, request_id)
         self._tell()
         return await self._kernel.recover(self.task, right, spec, arguments, request_id, 1)
+
+    def linger(self, waiter: Waiter) -> None:
+        """Do not: what is not done at once waits for something (`Engine`)."""
 
     # -- Engine -----------------------------------------------------------------------------------
 

@@ -363,26 +363,6 @@ class Kernel:
 
     # -- calls from within this process -----------------------------------------------------------------
 
-    async def call(
-        self, client: KernelTask, right: KernelRight, spec: Operation, arguments: tuple[Any, ...]
-    ) -> Any:
-        """Make a call for a co-located task and wait for the reply."""
-        right.check(spec.index)
-        waiter = Waiter()
-        request = Request(0, spec, right, client, waiter, arguments[: spec.fields])
-        carry(request, spec, arguments)
-        self.submit(request)
-        if not waiter.done:
-            task = request.port.task
-            linger = getattr(task.engine, "linger", None) if task is not None else None
-            if linger is not None:
-                linger(waiter)
-            if not waiter.done:
-                await waiter.wait(lambda: self.abort(request))
-        if right.kind is RightKind.SEND_ONCE:
-            right.release()
-        return waiter.result()
-
     async def recover(
         self,
         client: KernelTask,

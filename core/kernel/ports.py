@@ -59,6 +59,7 @@ class Port:
         "in_flight",
         "interface",
         "label",
+        "operations",
         "queue",
         "senders",
         "task",
@@ -70,6 +71,7 @@ class Port:
         self.id = number
         self.label = label
         self.interface = interface
+        self.operations = len(interface.OPERATIONS)
         self.task = task
         self.alive = True
         self.direct: Direct | None = None

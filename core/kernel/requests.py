@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import msgspec
 import trio
@@ -20,29 +20,24 @@ from core.errors import AtollError, BadMessageError
 from core.userlib.interface import Bulk, Descriptor, Operation, encode
 
 if TYPE_CHECKING:
-    from .ports import KernelRight, Port
+    from .ports import KernelRight
     from .tasks import KernelTask
     from .timers import Timer
 
 
 class Reply:
-    """A server's answer. Either of `plain` and `fields` may be missing; rights and descriptors move."""
+    """A server's answer. Either of `plain` and `fields` may be missing.
 
-    __slots__ = ("bulk", "descriptors", "fields", "plain", "rights")
+    Rights and descriptors move.
+    """
 
-    def __init__(
-        self,
-        plain: Any = None,
-        fields: bytes | None = None,
-        bulk: Bulk = b"",
-        rights: tuple[KernelRight, ...] = (),
-        descriptors: tuple[int, ...] = (),
-    ) -> None:
+    bulk: Bulk = b""
+    rights: tuple[KernelRight, ...] = ()
+    descriptors: tuple[int, ...] = ()
+
+    def __init__(self, plain: Any = None, fields: bytes | None = None) -> None:
         self.plain = plain
         self.fields = fields
-        self.bulk = bulk
-        self.rights = rights
-        self.descriptors = descriptors
 
     def encoded(self, spec: Operation) -> bytes:
         """Return the fields as octets."""
@@ -69,33 +64,24 @@ class ClientEnd(Protocol):
 
 
 class Request:
-    """A message in flight. `id` is unique within a boot and stays the same when it is delivered again."""
+    """A message in flight. `id` is unique in a boot and stays the same when it is delivered again.
 
-    __slots__ = (
-        "_arguments",
-        "_fields",
-        "abandoned",
-        "badge",
-        "bulk",
-        "client",
-        "client_end",
-        "client_slot",
-        "deaths",
-        "delivered",
-        "descriptors",
-        "id",
-        "number",
-        "on_end",
-        "port",
-        "redelivered",
-        "reply_spec",
-        "rights",
-        "room",
-        "slot",
-        "spec",
-        "timer",
-        "wants_reply",
-    )
+    What most requests never change is an attribute of the class, which makes a request cheap.
+    """
+
+    id = 0
+    bulk: Bulk = b""
+    rights: tuple[KernelRight, ...] = ()
+    descriptors: tuple[int, ...] = ()
+    room = 0
+    slot = NO_SLOT
+    client_slot = NO_SLOT
+    delivered = False
+    redelivered = False
+    abandoned = False
+    deaths = 0
+    on_end: Callable[[], None] | None = None
+    timer: Timer | None = None
 
     def __init__(
         self,
@@ -114,29 +100,19 @@ class Request:
             arguments: the plain parameters; missing ones are decoded from `fields` when needed.
             client_end: None for a message that wants no reply.
         """
-        self.id = 0
         self.number = number
-        self.spec = spec
-        self.reply_spec = spec
-        self.port: Port = right.port
+        self.spec = self.reply_spec = spec
+        self.port = right.port
         self.badge = right.badge
         self.client = client
         self.client_end = client_end
-        self.wants_reply = client_end is not None
         self._arguments = arguments
         self._fields = fields
-        self.bulk: Bulk = b""
-        self.rights: tuple[KernelRight, ...] = ()
-        self.descriptors: tuple[int, ...] = ()
-        self.room = 0
-        self.slot = NO_SLOT
-        self.client_slot = NO_SLOT
-        self.delivered = False
-        self.redelivered = False
-        self.abandoned = False
-        self.deaths = 0
-        self.on_end: Callable[[], None] | None = None
-        self.timer: Timer | None = None
+
+    @property
+    def wants_reply(self) -> bool:
+        """Whether somebody waits for an answer."""
+        return self.client_end is not None
 
     @property
     def plain(self) -> tuple[Any, ...]:
@@ -154,6 +130,10 @@ class Request:
             except (TypeError, OverflowError, ValueError, msgspec.MsgspecError) as error:
                 raise BadMessageError(f"{self.spec}: {error}") from None
         return self._fields
+
+    def decode(self) -> None:
+        """Decode the fields now. BadMessageError, the client's fault."""
+        self._arguments = self.spec.decode_request(self._fields or b"")
 
     def retarget(self, spec: Operation, right: KernelRight, fields: bytes) -> None:
         """Aim at another port: the server behind the first one passes the request on."""
@@ -175,7 +155,8 @@ class Request:
 
     def reply(self, reply: Reply) -> None:
         """Answer the client; once."""
-        self.end()
+        if not self.spec.simple or self.timer is not None:
+            self.end()
         if self.client_end is None or self.abandoned:
             reply.discard()
         else:
@@ -207,16 +188,21 @@ class Request:
 class Waiter:
     """A trio task in the kernel's process that waits for an answer."""
 
-    __slots__ = ("done", "error", "task", "value")
-
-    def __init__(self) -> None:
-        self.done = False
-        self.error: AtollError | None = None
-        self.value: Any = None
-        self.task: trio.lowlevel.Task | None = None
+    woken: ClassVar[int] = 0
+    """Trio tasks made runnable so far; tells who waits outside trio that he should not."""
+    done = False
+    error: AtollError | None = None
+    value: Any = None
+    task: trio.lowlevel.Task | None = None
 
     def replied(self, request: Request, reply: Reply) -> None:  # noqa: D102
         spec = request.reply_spec
+        if spec.simple:
+            self.value = reply.plain
+            self.done = True
+            if self.task is not None:
+                self._wake()
+            return
         if spec.reply_carried:
             carried: list[Any] = []
             if spec.reply_bulk:
@@ -237,6 +223,7 @@ class Waiter:
         self.done = True
         if self.task is not None:
             task, self.task = self.task, None
+            Waiter.woken += 1
             trio.lowlevel.reschedule(task)
 
     async def wait(self, withdraw: Callable[[], None]) -> None:

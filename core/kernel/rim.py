@@ -1,10 +1,15 @@
 """The rim: where the kernel waits for its lines and its timers.
 
-Theory of operation: the lines stand in an epoll set of their own, so that taking a packet needs no trio
-scheduling step. The rim's trio task takes packets for as long as there are any, then lingers: it waits
-at the epoll set itself for a moment, because the answer to what it just passed on is usually a few
-microseconds away, and only then parks under trio. Lingering ends at once when trio itself has something
-to do; where trio's own epoll set cannot be found, a linger may delay other trio tasks by `_LINGER_S` at most.
+Theory of operation: the lines stand in an epoll set of their own, `_lines`, so that taking a packet
+needs no trio scheduling step. The rim's trio task takes packets for as long as there are any, then
+*lingers*: it waits outside trio for a moment, because the answer to what it just passed on is
+usually a few microseconds away, and only then parks under trio. A co-located caller lingers in the
+same way for the answer to its own call.
+
+Lingering delays nobody: it waits at a second set, `_all`, that holds the lines and trio's own epoll
+set, so it ends as soon as trio has something to do, and it does not begin while a trio task is
+known to be runnable. Only trio's timers may be late, by `_LINGER_S`. Where trio's set cannot be
+found, there is no lingering.
 
 Bounds: at most `_TURN_PACKETS` packets or `_TURN_S` seconds are spent before other trio tasks run.
 """
@@ -19,12 +24,15 @@ from typing import Any, Final, Protocol
 
 import trio
 
-from .kernel import Kernel
-from .requests import Request
-from .timers import Timers
 from core.errors import DeadlineError
 
-_LINGER_S: Final = 60e-6
+from .kernel import Kernel
+from .requests import Request, Waiter
+from .timers import Timers
+
+_LINGER_S: Final = 1e-3
+_EVENTS: Final = 16
+"""Events taken from an epoll set at once."""
 _TURN_PACKETS: Final = 64
 _TURN_S: Final = 500e-6
 
@@ -54,9 +62,10 @@ class Rim:
     """Watches lines and fires timers. One per kernel, run by one trio task."""
 
     def __init__(self) -> None:
-        self._epoll = select.epoll()
+        self._lines = select.epoll()
+        self._all = select.epoll()
+        self._trio = -1
         self._watched: dict[int, Watched] = {}
-        self._parked: trio.lowlevel.Task | None = None
         self._earlier = trio.Event()
         self.timers = Timers(time.monotonic, self._wake_timers)
         self._turns = 0
@@ -65,19 +74,27 @@ class Rim:
         """Watch a socket from now on."""
         number = watched.socket.fileno()
         self._watched[number] = watched
-        self._epoll.register(number, select.EPOLLIN)
+        self._watch(number, select.EPOLLIN)
+
+    def _watch(self, number: int, events: int) -> None:
+        for epoll in (self._lines, self._all):
+            try:
+                epoll.register(number, events)
+            except FileExistsError:
+                epoll.modify(number, events)
 
     def remove(self, watched: Watched) -> None:
         """Stop watching; call it before the socket is closed."""
         number = watched.socket.fileno()
         if self._watched.pop(number, None) is not None:
-            self._epoll.unregister(number)
+            self._lines.unregister(number)
+            self._all.unregister(number)
 
     def watch_writable(self, watched: Watched) -> None:
         """Call `writable` once the socket takes data again."""
         number = watched.socket.fileno()
         if number in self._watched:
-            self._epoll.modify(number, select.EPOLLIN | select.EPOLLOUT)
+            self._watch(number, select.EPOLLIN | select.EPOLLOUT)
 
     def expire(self, request: Request, delay_s: float) -> None:
         """End a request with DeadlineError if it is not answered in time."""
@@ -97,44 +114,71 @@ class Rim:
 
     async def run(self) -> None:
         """Serve lines and timers until cancelled."""
+        self._trio = _trio_epoll()
+        if self._trio >= 0:
+            self._all.register(self._trio, select.EPOLLIN)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._run_timers)
             await self._run_lines()
 
     async def _run_lines(self) -> None:
-        epoll, trio_epoll = self._epoll, _trio_epoll()
-        both = (epoll.fileno(), trio_epoll) if trio_epoll >= 0 else (epoll.fileno(),)
-        if max(both) >= 1024:  # noqa: PLR2004 - select(2) goes no further
-            both = ()
+        lines = self._lines
         while True:
-            taken = 0
-            began = time.monotonic()
-            while True:
-                events = epoll.poll(0)
-                if not events:
-                    if not taken or not both:
-                        break
-                    if not select.select(both, (), (), _LINGER_S)[0]:
-                        break
-                    events = epoll.poll(0)
-                    if not events:
-                        break  # trio has something to do
-                for number, event in events:
-                    self._serve(number, event)
-                taken += 1
-                if taken >= _TURN_PACKETS or time.monotonic() - began > _TURN_S:
-                    break
-            if events:
+            if self._take_turn():
                 await trio.lowlevel.checkpoint()
             else:
-                await trio.lowlevel.wait_readable(epoll.fileno())
+                await trio.lowlevel.wait_readable(lines.fileno())
+
+    def _take_turn(self) -> bool:
+        """Serve lines until nothing comes for a while; True if there may be more."""
+        events = self._lines.poll(0, _EVENTS)
+        if not events:
+            return False
+        began = time.monotonic()
+        for _ in range(_TURN_PACKETS):
+            runnable = Waiter.woken
+            if not self._serve_all(events):
+                return False
+            if Waiter.woken != runnable or time.monotonic() - began > _TURN_S:
+                return True
+            if self._trio < 0:
+                return True
+            events = self._all.poll(_LINGER_S, _EVENTS)
+        return True
+
+    def _serve_all(self, events: list[tuple[int, int]]) -> bool:
+        """Serve what the events name; False if no line was among them."""
+        served = False
+        for number, event in events:
+            if number != self._trio:
+                self._serve(number, event)
+                served = True
+        return served
+
+    def linger(self, waiter: Waiter) -> bool:
+        """Serve lines until the waiter has its answer, trio has something to do, or time is over.
+
+        Returns:
+            Whether the answer came.
+        """
+        if self._trio < 0:
+            return False
+        poll, runnable = self._all.poll, Waiter.woken
+        for _ in range(_TURN_PACKETS):
+            if not self._serve_all(poll(_LINGER_S, _EVENTS)):
+                return False
+            if waiter.done:
+                return True
+            if Waiter.woken != runnable:
+                return False
+        return False
 
     def _serve(self, number: int, event: int) -> None:
         watched = self._watched.get(number)
         if watched is None:
             return
         if event & select.EPOLLOUT:
-            self._epoll.modify(number, select.EPOLLIN)
+            self._watch(number, select.EPOLLIN)
             watched.writable()
         if event & ~select.EPOLLOUT:
             watched.readable()
@@ -152,5 +196,6 @@ class Rim:
             self.timers.fire()
 
     def close(self) -> None:
-        """Close the epoll set."""
-        self._epoll.close()
+        """Close the epoll sets."""
+        self._lines.close()
+        self._all.close()

@@ -26,7 +26,7 @@ from core.errors import LimitError, NoRightError
 
 if TYPE_CHECKING:
     from .ports import KernelRight, Port
-    from .requests import Request
+    from .requests import Request, Waiter
     from .timers import Timer
 
 FIRST_FREE_NAME: Final = 2
@@ -67,6 +67,11 @@ class Engine(Protocol):
     """One incarnation, as the kernel drives it. None of these waits."""
 
     pid: int
+    lingers: bool
+    """Whether a co-located caller may wait for an answer at the engine itself, for a moment."""
+
+    def linger(self, waiter: Waiter) -> None:
+        """Wait for the answer, for a moment."""
 
     def deliver(self, request: Request) -> bool:
         """Take a request; False when the incarnation cannot take it now."""

@@ -32,6 +32,7 @@ from .kernel_calls import KernelCalls
 from .line import Line, Packet, aligned
 from .task import Task, complete, operations_mask
 
+_REPLY: Final = int(Kind.REPLY)
 _decode_error: Final = msgspec.msgpack.Decoder(tuple[int, int, str]).decode
 MAIN_PORT: Final = 1
 """The name of the receive right of a server's own port, in every task that serves one."""
@@ -108,12 +109,8 @@ class IsolatedTask(Task):
         """Send a request; return its number, its slot, and where the reply's bulk starts there."""
         if not isinstance(right, TaskRight):
             raise NoRightError(f"{right!r} is not a right of this task")
-        fields_count = spec.fields
-        try:
-            fields = encode(arguments[:fields_count])
-        except (TypeError, OverflowError, ValueError, msgspec.MsgspecError) as error:
-            raise BadMessageError(f"{spec}: {error}") from None
-        carried = arguments[fields_count:]
+        fields = _encoded(spec, arguments[: spec.fields])
+        carried = arguments[spec.fields :]
         if len(arguments) != len(spec.parameters):
             raise BadMessageError(f"{spec} takes {len(spec.parameters)} arguments")
         bulk: Any = b""
@@ -169,10 +166,16 @@ class IsolatedTask(Task):
 
     def call_blocking(self, right: Right, spec: Operation, arguments: tuple[Any, ...]) -> Any:
         """Make a call and wait for it right here; other packets are set aside."""
-        number, slot, start = self._send_call(right, spec, arguments, Kind.CALL)
+        if spec.simple and isinstance(right, TaskRight):
+            number, slot, start = self._next(), NO_SLOT, 0
+            self.line.call_simple(right.name, spec.index, number, _encoded(spec, arguments))
+        else:
+            number, slot, start = self._send_call(right, spec, arguments, Kind.CALL)
         receive = self.line.receive
         while True:
             packet = receive()
+            if packet.request == number and packet.kind == _REPLY and spec.simple:
+                return spec.decode_reply(packet.fields)
             if packet.request == number and packet.kind in (Kind.REPLY, Kind.ERROR):
                 return self._answer(packet, spec, slot, start)
             if packet.kind in (Kind.REPLY, Kind.ERROR):
@@ -297,6 +300,13 @@ class IsolatedTask(Task):
 
     def log(self, text: str) -> None:  # noqa: D102
         self._kernel("log", text[:4096])
+
+
+def _encoded(spec: Operation, arguments: tuple[Any, ...]) -> bytes:
+    try:
+        return encode(arguments)
+    except (TypeError, OverflowError, ValueError, msgspec.MsgspecError) as error:
+        raise BadMessageError(f"{spec}: {error}") from None
 
 
 def _name_of(right: Right) -> int:

@@ -33,6 +33,10 @@ from .interface import Bulk
 _INT_SIZE: Final = array.array("i").itemsize
 ANCILLARY_SIZE: Final = socket.CMSG_SPACE(RIGHTS_LIMIT * _INT_SIZE)
 DESCRIPTORS_LIMIT: Final = RIGHTS_LIMIT
+_FIELDS_LIMIT: Final = PACKET_LIMIT - HEADER_SIZE - NAME.size * RIGHTS_LIMIT
+_pack: Final = HEADER.pack
+_CALL: Final = int(Kind.CALL)
+_REPLY: Final = int(Kind.REPLY)
 
 
 class ClosedError(Exception):
@@ -225,7 +229,7 @@ class Line:
             len(rights),
             len(descriptors),
         )
-        if len(fields) > PACKET_LIMIT - HEADER_SIZE - NAME.size * RIGHTS_LIMIT:
+        if len(fields) > _FIELDS_LIMIT:
             raise MessageTooLargeError(f"fields of {len(fields)} octets do not fit a packet")
         try:
             if descriptors or rights:
@@ -236,6 +240,24 @@ class Line:
             else:
                 self.socket.send(header + fields)
         except (BrokenPipeError, ConnectionError):
+            raise ClosedError from None
+
+    def call_simple(self, name: int, operation: int, number: int, fields: bytes) -> None:
+        """Send a call that is nothing but fields. Raises as `send` does."""
+        header = _pack(_CALL, 0, operation, name, number, 0, len(fields), 0, NO_SLOT, 0, 0, 0, 0)
+        self._send_simple(header, fields)
+
+    def reply_simple(self, number: int, fields: bytes) -> None:
+        """Send a reply that is nothing but fields. Raises as `send` does."""
+        header = _pack(_REPLY, 0, 0, 0, number, 0, len(fields), 0, NO_SLOT, 0, 0, 0, 0)
+        self._send_simple(header, fields)
+
+    def _send_simple(self, header: bytes, fields: bytes) -> None:
+        if len(fields) > _FIELDS_LIMIT:
+            raise MessageTooLargeError(f"fields of {len(fields)} octets do not fit a packet")
+        try:
+            self.socket.send(header + fields)
+        except ConnectionError:
             raise ClosedError from None
 
     def receive(self, flags: int = 0) -> Packet:

@@ -29,6 +29,7 @@ from .line import ClosedError, Line, Packet, Region, aligned
 from .server import Server, handlers_of, is_blocking
 from .task import complete
 
+_CALL: Final = int(Kind.CALL)
 _FAULT_TEXT_LIMIT: Final = 16_000
 _DRAIN_LIMIT: Final = 64
 """Packets that the trio reader takes before it lets other trio tasks run."""
@@ -125,6 +126,11 @@ class Dispatcher:
 
     def handle(self, packet: Packet) -> None:
         """Serve one request whose operation does not wait, or one notification."""
+        if packet.kind == _CALL:
+            spec = self.specs[packet.operation]
+            if spec.simple:
+                self._handle_simple(packet, spec)
+                return
         try:
             if packet.kind == Kind.NOTIFY:
                 self.server.notified(packet.request)
@@ -139,6 +145,21 @@ class Dispatcher:
             raise
         except Exception as error:
             raise Fault(packet.request) from error
+
+    def _handle_simple(self, packet: Packet, spec: Operation) -> None:
+        """Serve a call that carries nothing beside its fields: most calls, so the quick way."""
+        request = self.server.request
+        request.id = number = packet.request
+        request.badge = packet.badge
+        request.redelivered = packet.flags & FLAG_REDELIVERED != 0
+        try:
+            fields = encode(self._handlers[packet.operation](*spec.decode_request(packet.fields)))
+        except AtollError as error:
+            self.refuse(packet, error)
+            return
+        except Exception as error:
+            raise Fault(number) from error
+        self._line.reply_simple(number, fields)
 
     async def handle_waiting(self, packet: Packet, scope: trio.CancelScope) -> None:
         """Serve one request whose operation waits; the scope is cancelled by an abort."""
@@ -162,12 +183,13 @@ def _serve_blocking(task: IsolatedTask, server: Server) -> None:
     while True:
         packet = aside.popleft() if aside else receive()
         kind = packet.kind
+        if kind == _CALL:
+            handle(packet)
+            continue
         if kind == Kind.STOP:
             server.stop()
             return
-        if (
-            kind != Kind.ABORT
-        ):  # too late: a plain handler has replied by the time the abort is read
+        if kind != Kind.ABORT:  # too late: a plain handler has replied when the abort is read
             handle(packet)
 
 

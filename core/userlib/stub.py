@@ -31,23 +31,24 @@ I = TypeVar("I", bound=Interface)
 _PLAIN: typing.Final = (int, str, bytes, bool, float)
 
 _METHOD = """\
-async def {name}(self{parameters}):
-    right = self._right
-    direct = right.port.direct
-    if direct is not None and right.mask >> {index} & 1:
-        handler = direct.handlers[{index}]
-        if handler is not None:
+async def {name}(_self{parameters}):
+    _right = _self._right
+    _direct = _right.port.direct
+    if _direct is not None and _right.mask >> {index} & 1:
+        _handler = _direct.handlers[{index}]
+        if _handler is not None:
             {check}
-            request = direct.request
-            request.id = direct.next_id()
-            request.badge = right.badge
+            _request = _direct.request
+            _request.id = _direct.next_id()
+            _request.badge = _right.badge
             try:
-                return handler({arguments})
+                return _handler({arguments})
             except _AtollError:
                 raise
-            except Exception as fault:
-                return await direct.fault(right, _spec, ({arguments_tuple}), request.id, fault)
-    return await self._task.call(right, _spec, ({arguments_tuple}))
+            except Exception as _fault:
+                _tuple = ({arguments_tuple})
+                return await _direct.fault(_right, _spec, _tuple, _request.id, _fault)
+    return await _self._task.call(_right, _spec, ({arguments_tuple}))
 """
 
 
