@@ -103,6 +103,7 @@ class Workers:
         self.ended = False
         self.requests = 0
         self.parks = 0
+        self.lingers = 0
 
     def restore(self) -> None:
         """Make the descriptor blocking again: pyfuse3's own wait takes EAGAIN for the end."""
@@ -161,6 +162,7 @@ class Workers:
         if not self._linger_s or self._suspended or self._misses >= MISSES:
             return []
         glance, give_way, now = self._glance, os.sched_yield, time.perf_counter
+        self.lingers += 1
         until = now() + self._linger_s
         while now() < until:
             give_way()

@@ -442,6 +442,11 @@ class MemoryFileSystem(FileSystem, stub=True):
                 found.append(change)
         return after, found
 
+    @property
+    def port(self) -> Right:
+        """Stand for the port that a front end would be notified at."""
+        return Right()
+
     async def wait_changed(self) -> None:
         """Wait until `watch` has something to report, and arm it again."""
         await self.changed.wait()

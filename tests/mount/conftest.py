@@ -1,0 +1,62 @@
+"""A real mount over a file system in memory, used from threads and subprocesses."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+import trio
+
+from mount.fuse_session import Mount, MountOptions, serve
+from tests.support.memory_file_system import FailingFileSystem
+
+T = TypeVar("T")
+
+
+class MountUnderTest:
+    """A mount served by this very thread: touch it only through `run` and `shell`."""
+
+    def __init__(self, fs: FailingFileSystem, mount: Mount) -> None:
+        self.fs = fs
+        self.mount = mount
+        self.path = mount.path
+
+    async def run(self, function: Callable[..., T], *arguments: object) -> T:
+        """Call a function in a thread."""
+        return await trio.to_thread.run_sync(partial(function, *arguments))
+
+    async def shell(self, script: str) -> str:
+        """Run a shell script in the mount; it must succeed. Returns what it wrote."""
+        done = await trio.run_process(
+            ["bash", "-euo", "pipefail", "-c", script],
+            cwd=self.path,
+            capture_stdout=True,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+        output = done.stdout.decode(errors="replace")
+        assert done.returncode == 0, output
+        return output
+
+
+@pytest.fixture
+def options() -> MountOptions:
+    """How the mount is made; a module may override it."""
+    return MountOptions()
+
+
+@pytest.fixture
+async def mounted(
+    tmp_path: Path, options: MountOptions, nursery: trio.Nursery
+) -> AsyncIterator[MountUnderTest]:
+    place = tmp_path / "mnt"
+    place.mkdir()
+    fs = FailingFileSystem()
+    async with trio.open_nursery() as serving:
+        mount = await serving.start(partial(serve, fs, place, options, watch=fs))
+        yield MountUnderTest(fs, mount)
+        serving.cancel_scope.cancel()
