@@ -22,6 +22,7 @@ from .tables import Tables
 _USER: Final = b"user."
 _TRUSTED: Final = b"trusted."
 _SECURITY: Final = b"security."
+_SYSTEM: Final = b"system."
 _NAMES_LIMIT_OCTETS: Final = 48 * 1024
 """Octets of all names of one inode; the list must fit into one packet."""
 _TOTAL_LIMIT_OCTETS: Final = 1024 * 1024
@@ -35,17 +36,17 @@ def _check(inode: Inode, caller: Caller, name: bytes, *, change: bool) -> None:
     if b"\0" in name:
         raise Refused(errno.EINVAL, "an attribute's name must not hold NUL")
     space = name[: name.find(b".") + 1]
-    if space not in {_USER, _TRUSTED, _SECURITY}:
+    if space == _USER:
+        _check_user(inode, caller, change=change)
+    elif space == _TRUSTED and caller.uid:
+        raise Refused(errno.EPERM if change else errno.ENODATA)
+    elif space not in {_TRUSTED, _SECURITY}:
+        if space != _SYSTEM:
+            demand(inode, caller, WRITE if change else READ)
         raise Refused(errno.EOPNOTSUPP, f"no such name space: {name!r}")
     if name == space:
         raise Refused(errno.EINVAL, "an attribute's name needs something behind its space")
-    if space == _USER:
-        _check_user(inode, caller, change=change)
-    elif caller.uid == 0:
-        return
-    elif space == _TRUSTED:
-        raise Refused(errno.EPERM if change else errno.ENODATA)
-    elif change:
+    if space == _SECURITY and change and caller.uid:
         raise Refused(errno.EPERM, "only root sets security attributes")
 
 
@@ -92,6 +93,8 @@ def store(
         raise Refused(errno.EEXIST)
     if name not in attributes and flags & XATTR_REPLACE:
         raise Refused(errno.ENODATA)
+    if attributes.get(name) == value:
+        return
     _check_room({**attributes, name: value})
     tables.store.write("INSERT OR REPLACE INTO attribute VALUES(?, ?, ?)", (inode, name, value))
     attributes[name] = value
