@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import AsyncIterator, Callable
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -50,11 +51,15 @@ def options() -> MountOptions:
 
 
 @pytest.fixture
-async def mounted(
-    tmp_path: Path, options: MountOptions, nursery: trio.Nursery
-) -> AsyncIterator[MountUnderTest]:
-    place = tmp_path / "mnt"
-    place.mkdir()
+def place() -> Iterator[Path]:
+    """A directory to mount on that every user can reach."""
+    with tempfile.TemporaryDirectory(prefix="atoll-mount-") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@pytest.fixture
+async def mounted(place: Path, options: MountOptions) -> AsyncIterator[MountUnderTest]:
     fs = FailingFileSystem()
     async with trio.open_nursery() as serving:
         mount = await serving.start(partial(serve, fs, place, options, watch=fs))

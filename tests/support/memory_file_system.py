@@ -378,7 +378,6 @@ class MemoryFileSystem(FileSystem, stub=True):
         node = self._directory(inode)
         named = [(1, b".", inode), (2, b"..", node.parent)]
         named += ((node.cookies[name], name, number) for name, number in node.entries.items())
-        named.sort()
         later = [item for item in named if item[0] > cookie][:limit]
         return [Entry(at, name, self.tree.nodes[number].attributes()) for at, name, number in later]
 
