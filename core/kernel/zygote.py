@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import importlib
 import os
 import select
@@ -149,6 +150,10 @@ class _Zygote:
         for module in programs:
             with contextlib.suppress(ImportError):  # reported when the task is spawned
                 importlib.import_module(module)
+        # What is loaded now stays for ever: a child's collector need not look at it, which would
+        # copy every page that it stands on.
+        gc.collect()
+        gc.freeze()
 
     def run(self) -> NoReturn:
         poll = select.poll()
