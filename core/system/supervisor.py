@@ -23,7 +23,7 @@ from core.userlib.kernel_calls import Supervision
 from core.userlib.server import Server
 from core.userlib.task import Task
 
-FREE_DEATHS: Final = 5
+FREE_DEATHS: Final = 20
 """Deaths within the period that are mended without delay."""
 FIRST_DELAY_S: Final = 0.01
 LONGEST_DELAY_S: Final = 2.0
