@@ -48,6 +48,7 @@ class Allocator:
         self._counts: dict[int, int] = {}
         self._cursor = 0
         self._released: list[Run] = []
+        self._given_up: list[Run] = []
         self._punched: list[Run] = []
         end = 0
         for start, count in used:
@@ -162,11 +163,18 @@ class Allocator:
         self._punched.clear()
 
     def metadata_synced(self) -> list[Run]:
-        """Return the runs that must be punched now, because nobody can want them back."""
-        runs = _joined(self._released)
+        """Return the runs that must be punched now, because nobody can want them back.
+
+        What is not reported as `punched` is returned again the next time.
+        """
+        self._given_up = _joined(self._given_up + self._released)
         self._released = []
-        self._punched.extend(runs)
-        return runs
+        return list(self._given_up)
+
+    def punched(self, run: Run) -> None:
+        """Take note that one of the runs of `metadata_synced` was punched."""
+        self._given_up.remove(run)
+        self._punched.append(run)
 
 
 def _joined(runs: list[Run]) -> list[Run]:

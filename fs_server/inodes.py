@@ -214,9 +214,9 @@ class Inodes:
 
     def save_atime(self, inode: Inode, now: int) -> None:
         """Store the time of the last read."""
+        self._store.write_alone("UPDATE inode SET atime = ? WHERE number = ?", (now, inode.number))
         inode.atime = now
         inode.changed()
-        self._store.write_alone("UPDATE inode SET atime = ? WHERE number = ?", (now, inode.number))
 
     def erase(self, inode: Inode) -> None:
         """Remove the row; what hangs on it is removed by the caller."""

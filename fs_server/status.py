@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
 from typing import Final
+
+import apsw
 
 from core.errors import Refused
 
@@ -42,13 +45,15 @@ def check_open(inode: Inode, caller: Caller, flags: int) -> None:
     """Refuse to open what cannot be, or what the caller may not, opened with these flags."""
     if flags < 0:
         raise Refused(errno.EINVAL, f"flags {flags}")
+    wanted = _ACCESS[flags & os.O_ACCMODE]
+    if inode.is_directory:
+        if wanted == READ:
+            demand(inode, caller, READ)
+        raise Refused(errno.EISDIR)
     if not inode.is_file:
-        if inode.is_directory:
-            raise Refused(errno.EISDIR)
         raise Refused(errno.ELOOP if stat.S_ISLNK(inode.mode) else errno.ENXIO)
     if flags & os.O_DIRECTORY:
         raise Refused(errno.ENOTDIR)
-    wanted = _ACCESS[flags & os.O_ACCMODE]
     if flags & OPEN_EXECUTE:
         wanted = EXECUTE
     if flags & os.O_TRUNC:
@@ -91,7 +96,9 @@ def read_time(tables: Tables, inode: Inode) -> None:
         now = tables.clock()
         if now == atime:
             return
-    tables.inodes.save_atime(inode, now)
+    # a read must not fail because its time cannot be stored: the host's disk may be full
+    with contextlib.suppress(apsw.Error):
+        tables.inodes.save_atime(inode, now)
 
 
 def set_attributes(tables: Tables, caller: Caller, inode: int, changes: Changes) -> Attributes:

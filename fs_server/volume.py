@@ -238,8 +238,9 @@ class Volume:
         self._data.sync()
         allocator.data_synced()
         sync_metadata()
-        for start, count in allocator.metadata_synced():
-            self._data.punch(start << BLOCK_SHIFT, count << BLOCK_SHIFT)
+        for run in allocator.metadata_synced():
+            self._data.punch(run[0] << BLOCK_SHIFT, run[1] << BLOCK_SHIFT)
+            allocator.punched(run)
 
     def reclaim(self) -> None:
         """Make all blocks free that wait for it."""

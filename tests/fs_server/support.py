@@ -66,7 +66,7 @@ def refused(function: Callable[..., Any], *arguments: Any, **options: Any) -> st
     try:
         function(*arguments, **options)
     except Refused as error:
-        return errno.errorcode[error.errno]
+        return "EOPNOTSUPP" if error.errno == errno.EOPNOTSUPP else errno.errorcode[error.errno]
     return ""
 
 

@@ -330,12 +330,12 @@ class AgainstHost(RuleBasedStateMachine):
             content: Any = b""
             attributes: Any = ()
             if stat.S_ISDIR(status.st_mode):
-                content = sorted(os.listdir(name))  # noqa: PTH208 - octets
+                content = sorted(os.listdir(name))
                 queue.extend((*path, inner) for inner in content)
             elif stat.S_ISREG(status.st_mode):
                 content = Path(os.fsdecode(name)).read_bytes()
             elif stat.S_ISLNK(status.st_mode):
-                content = os.readlink(name)  # noqa: PTH115 - octets
+                content = os.readlink(name)
             if not stat.S_ISLNK(status.st_mode):
                 attributes = sorted(
                     (os.fsencode(key), os.getxattr(name, key)) for key in os.listxattr(name)

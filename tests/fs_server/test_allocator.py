@@ -40,7 +40,12 @@ def test_released_blocks_are_free_after_two_syncs_and_not_before() -> None:
     assert allocator.metadata_synced() == [(2, 4)]
     assert allocator.free == 0
     allocator.data_synced()
+    assert allocator.metadata_synced() == [(2, 4)]  # not punched: it is still to be done
+    allocator.punched((2, 4))
+    assert allocator.free == 0
+    allocator.data_synced()
     assert (allocator.free, allocator.available, allocator.runs()) == (4, 4, [(2, 4)])
+    assert allocator.metadata_synced() == []
 
 
 def test_set_aside_blocks_are_not_handed_out() -> None:
