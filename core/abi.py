@@ -8,11 +8,11 @@ A task in an address space of its own talks to the kernel over one SOCK_SEQPACKE
     +--------+----------------------+---------------------+--------------+
 
 Host descriptors travel with the packet as SCM_RIGHTS. Bulk above `INLINE_LIMIT` does not travel in
-the packet at all: it lies in a slot of the task's *transfer region*, a memory object that the kernel
-and the task both map, and the header names the slot. Whoever makes a call chooses the slot, so each
-side allocates only from its own half: the kernel in the lower one for calls into the task, the task
-in the upper one for its own calls. In a slot the request's bulk comes first, the reply's bulk
-follows at the next multiple of `SLOT_ALIGN`.
+the packet at all: it lies in a slot of the task's *transfer region*, a memory object that the
+kernel and the task both map, and the header names the slot. Whoever makes a call chooses the slot,
+so each side allocates only from its own half: the kernel in the lower one for calls into the task,
+the task in the upper one for its own calls. In a slot the request's bulk comes first, the reply's
+bulk follows at the next multiple of `SLOT_ALIGN`.
 """
 
 from __future__ import annotations
@@ -55,11 +55,14 @@ PORTS_LIMIT: Final = 4096
 POISON_LIMIT: Final = 3
 """Deaths of its server after which a request is withdrawn as poison."""
 
+HOPS_LIMIT: Final = 16
+"""Times that a request may be forwarded."""
+
 
 class TaskId(NamedTuple):
     """A task's place in the kernel's table, and how many tasks have had that place before it."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # a tuple's method of that name is not missed here
     generation: int
 
     def __str__(self) -> str:
@@ -108,7 +111,9 @@ class Kind(enum.IntEnum):
     NOTIFY = 7
     """[t] set bits at a port; [k] the bits set since the last one. `request` holds the bits."""
     NO_SENDERS = 8
-    """[k] no right with this badge is left in any hands but the receiver's."""
+    """[k] no right with this badge is left in any hands but the receiver's; [t] the same, when
+    that has been dealt with: `request` holds the badge. Until then it is told again after a death.
+    """
     READY = 9
     """[t] the task has started and serves; fields are empty."""
     FAULT = 10
@@ -127,3 +132,5 @@ HEADER: Final = struct.Struct("<BBHIQQIIIIIHH")
 in milliseconds (0: none), number of rights, number of descriptors."""
 HEADER_SIZE: Final = HEADER.size
 NAME: Final = struct.Struct("<I")
+FIELDS_LIMIT: Final = PACKET_LIMIT - HEADER_SIZE - RIGHTS_LIMIT * NAME.size
+"""Octets of encoded fields in one message."""

@@ -1,7 +1,7 @@
 """The kernel calls of an isolated task: what a message to the name SELF does.
 
-Each function takes the line and the checked arguments, and returns what the operation's reply carries. They never
-wait. `core.userlib.kernel_calls` says what each one means.
+Each function takes the line and the checked arguments, and returns what the operation's reply
+carries. They never wait. `core.userlib.kernel_calls` says what each one means.
 """
 
 from __future__ import annotations
@@ -108,9 +108,9 @@ def drop(kernel: Kernel, task: KernelTask, name: int) -> None:
     right = task.right(name)
     if name == 1:
         raise WrongRightError("a task's main port stays with it")
+    if name in task.grants.values():
+        raise WrongRightError("a right that the system description grants stays with its task")
     del task.names[name]
-    if right.kind is RightKind.RECEIVE:
-        kernel.destroy_port(right.port, "its receiver gave it up")
     right.release()
 
 
@@ -132,6 +132,14 @@ def right_info(name: int, right: KernelRight) -> RightInfo:
     )
 
 
+def _abandoned(_: Kernel, task: KernelTask, __: Packet, badge: int) -> bool:
+    port = task.main_port
+    if port is None or badge not in port.senders:
+        return True
+    port.told.pop(badge, None)
+    return False
+
+
 def _inspect(_: Kernel, task: KernelTask, __: Packet, name: int) -> RightInfo:
     return right_info(name, task.right(name))
 
@@ -139,8 +147,12 @@ def _inspect(_: Kernel, task: KernelTask, __: Packet, name: int) -> RightInfo:
 def _create_memory(_: Kernel, task: KernelTask, __: Packet, size: int) -> _Given:
     if not 0 <= size <= _MEMORY_LIMIT:
         raise LimitError(f"a memory object has up to {_MEMORY_LIMIT} octets")
-    number = os.memfd_create(f"atoll-{task.name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.ftruncate(number, size)
+    number = os.memfd_create("atoll-memory", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(number, size)
+    except OSError:
+        os.close(number)
+        raise
     return _Given(descriptor=number)
 
 
@@ -244,6 +256,11 @@ def _retire(kernel: Kernel, _: KernelTask, __: Packet, name: str) -> None:
     kernel.retire(named_task(kernel, name), "the supervisor gave its task up")
 
 
+def _last_line(task: KernelTask) -> str:
+    lines = task.last_words[-1].strip().splitlines() if task.last_words else []
+    return lines[-1] if lines else ""
+
+
 def task_infos(kernel: Kernel) -> list[TaskInfo]:
     """Describe all tasks."""
     return [
@@ -258,7 +275,7 @@ def task_infos(kernel: Kernel) -> list[TaskInfo]:
             len(task.ports),
             len(task.calls),
             sum(port.handled for port in task.ports),
-            task.last_words[-1].strip().splitlines()[-1] if task.last_words else "",
+            _last_line(task),
         )
         for task in kernel.tasks
     ]
@@ -295,6 +312,7 @@ _BY_NAME: Final[dict[str, Callable[..., Any]]] = {
     "mint_once": _mint_once,
     "revoke": _revoke,
     "drop": _drop,
+    "abandoned": _abandoned,
     "inspect": _inspect,
     "create_memory": _create_memory,
     "seal": _seal,

@@ -23,13 +23,14 @@ from core.abi import (
 from core.errors import (
     AtollError,
     BadMessageError,
+    LimitError,
     LostError,
     MessageTooLargeError,
     ServerFaultError,
     WrongRightError,
 )
-from core.userlib.interface import Descriptor
-from core.userlib.line import Packet, Region, aligned, octets
+from core.userlib.interface import Descriptor, octets
+from core.userlib.line import Packet, Region, aligned
 
 from .requests import Reply, Request
 
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from .tasks import KernelTask
 
 
-# -- requests on their way in ------------------------------------------------------------------------
+# -- requests on their way in ----------------------------------------------------------------------
 
 
 def check_bulk(packet: Packet, request: Request, region: Region, taken: set[int]) -> None:
@@ -124,8 +125,31 @@ def carry(request: Request, arguments: tuple[Any, ...]) -> None:
         request.room = spec.room_of(arguments)
     check_sizes(len(request.bulk), request.room)
     if carried:
-        request.descriptors = tuple(os.dup(value.fileno()) for value in carried[spec.rights :])
         request.rights = _load_objects(request.client, carried[: spec.rights])
+        request.descriptors = duplicates([value.fileno() for value in carried[spec.rights :]])
+
+
+def give_back(request: Request) -> None:
+    """Undo `carry` for a message that is not taken."""
+    for right in request.rights:
+        if right.kind is not RightKind.SEND and request.client is not None:
+            request.client.hold(right)
+        else:
+            right.release()
+    request.rights = ()
+    request.end()
+
+
+def duplicates(numbers: Iterable[int]) -> tuple[int, ...]:
+    """Return new descriptors for the same open files. LimitError when the process has no more."""
+    made: list[int] = []
+    try:
+        made.extend(os.dup(number) for number in numbers)
+    except OSError as error:
+        for number in made:
+            os.close(number)
+        raise LimitError(f"a descriptor cannot be passed on: {error.strerror}") from None
+    return tuple(made)
 
 
 def _load_objects(task: KernelTask | None, rights: Iterable[Any]) -> tuple[KernelRight, ...]:
@@ -149,7 +173,7 @@ def _load_objects(task: KernelTask | None, rights: Iterable[Any]) -> tuple[Kerne
     return tuple(loaded)
 
 
-# -- requests on their way out -----------------------------------------------------------------------
+# -- requests on their way out ---------------------------------------------------------------------
 
 
 def enter(task: KernelTask, request: Request) -> list[KernelRight]:
@@ -204,11 +228,11 @@ def arguments_of(task: KernelTask, request: Request) -> tuple[Any, ...]:
     bulk = (request.bulk,) if spec.bulk else ()
     rights = enter(task, request)
     keep_copies(task, request)
-    lent = tuple(Descriptor(os.dup(number)) for number in request.descriptors)
+    lent = [Descriptor(number) for number in duplicates(request.descriptors)]
     return (*request.plain, *bulk, *rights, *lent)
 
 
-# -- replies -----------------------------------------------------------------------------------------
+# -- replies ---------------------------------------------------------------------------------------
 
 
 def read_reply(task: KernelTask, region: Region, packet: Packet, request: Request) -> Reply:

@@ -1,28 +1,40 @@
 """Servers promoted into the kernel's process: the same classes, without the line.
 
-A plain handler runs at once, on the turn of whoever delivers the request; an async one as a trio task of the
-incarnation's nursery. Nothing is encoded and nothing is copied. What is given up is isolation: the server shares
-the kernel's memory and its processor, which is why it cannot be killed, only fail.
+A plain handler runs at once, on the turn of whoever delivers the request; an async one as a trio
+task of the incarnation's nursery. Nothing is encoded and nothing is copied. What is given up is
+isolation: the server shares the kernel's memory and its processor, which is why it cannot be
+killed, only fail.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import trio
 
-from core.abi import RightKind
-from core.errors import AtollError, BadMessageError, TaskError, WrongRightError
-from core.userlib.interface import Descriptor, Interface, Operation
+from core.abi import INLINE_LIMIT, RightKind
+from core.errors import (
+    AbortedError,
+    AtollError,
+    LimitError,
+    MessageTooLargeError,
+    QueueFullError,
+    Refused,
+    TaskError,
+    WrongRightError,
+)
+from core.userlib.interface import Descriptor, Interface, Operation, octets
 from core.userlib.kernel_calls import KernelCalls
-from core.userlib.server import Server, handlers_of
+from core.userlib.server import Forward, Server, handlers_of
 from core.userlib.task import Task, operations_mask
 
 from .calls import drop, forget, keep_right, named_task
-from .kernel import Kernel, carry
+from .cargo import arguments_of, carry, give_back, give_objects
+from .kernel import Kernel, check_forward, forward_failed
 from .ports import Direct, KernelRight, Port
 from .requests import Reply, Request, Waiter
 from .tasks import KernelTask
@@ -40,28 +52,51 @@ class ColocatedTask(Task):
         self.generation = task.id.generation
         self.rights = {name: task.names[number] for name, number in task.grants.items()}
 
-    async def call(self, right: Any, spec: Operation, arguments: tuple[Any, ...]) -> Any:  # noqa: D102
+    async def call(  # noqa: D102
+        self,
+        right: Any,
+        spec: Operation,
+        arguments: tuple[Any, ...],
+        deadline_s: float | None = None,
+    ) -> Any:
         right.check(spec.index)
         waiter = Waiter()
         request = Request(0, spec, right, self.place, waiter, arguments[: spec.fields])
-        if not spec.simple:
-            carry(request, spec, arguments)
-        self._kernel.submit(request)
+        self._submit(right, request, arguments, deadline_s)
         if not waiter.done:
             engine = request.port.task.engine if request.port.task is not None else None
             if engine is not None and engine.lingers:
                 engine.linger(waiter)
             if not waiter.done:
                 await waiter.wait(lambda: self._kernel.abort(request))
-        if right.kind is RightKind.SEND_ONCE:
-            right.release()
         return waiter.result()
 
     def send(self, right: Any, spec: Operation, arguments: tuple[Any, ...]) -> None:  # noqa: D102
         right.check(spec.index)
         request = Request(0, spec, right, self.place, None, arguments[: spec.fields])
-        carry(request, spec, arguments)
-        self._kernel.submit(request)
+        with contextlib.suppress(QueueFullError):
+            self._submit(right, request, arguments, None)
+
+    def _submit(
+        self,
+        right: KernelRight,
+        request: Request,
+        arguments: tuple[Any, ...],
+        deadline_s: float | None,
+    ) -> None:
+        """Hand a message to the kernel; one that is not taken costs the caller nothing."""
+        try:
+            if not request.spec.simple:
+                carry(request, arguments)
+            if deadline_s is not None:
+                self._kernel.expire(request, deadline_s)
+            self._kernel.submit(request)
+        except AtollError:
+            give_back(request)
+            raise
+        if right.kind is RightKind.SEND_ONCE:
+            self.place.forget(right)
+            right.release()
 
     def notify(self, right: Any, bits: int) -> None:  # noqa: D102
         self._kernel.notify(right, bits)
@@ -70,24 +105,33 @@ class ColocatedTask(Task):
         port = self.place.main_port
         assert port is not None
         mask = operations_mask(port.interface, operations)
-        return self.place.names[1].derive(RightKind.SEND, mask, badge)
+        return self._held(self.place.names[1].derive(RightKind.SEND, mask, badge))
+
+    def mint_once(self, badge: int) -> KernelRight:  # noqa: D102
+        return self._held(self.place.names[1].derive(RightKind.SEND_ONCE, badge=badge))
+
+    def _held(self, right: KernelRight) -> KernelRight:
+        """Enter a new right into the name space, so that it ends with the incarnation."""
+        try:
+            self.place.hold(right)
+        except LimitError:
+            right.release()
+            raise
+        return right
 
     def attenuate(  # noqa: D102
         self, right: Any, operations: list[str], interface: type[Interface]
     ) -> KernelRight:
-        result: KernelRight = right.derive(RightKind.SEND, operations_mask(interface, operations))
-        return result
+        return self._held(right.derive(RightKind.SEND, operations_mask(interface, operations)))
 
     def copy(self, right: Any) -> KernelRight:  # noqa: D102
-        result: KernelRight = right.derive()
-        return result
+        return self._held(right.derive())
 
     def drop(self, right: Any) -> None:  # noqa: D102
-        for name, held in self.place.names.items():
-            if held is right:
-                drop(self._kernel, self.place, name)
-                return
-        right.release()
+        if self.place.names.get(right.name) is right:
+            drop(self._kernel, self.place, right.name)
+        else:
+            right.release()
 
     def revoke(self, right: Any) -> None:  # noqa: D102
         right.revoke()
@@ -103,7 +147,8 @@ class ColocatedTask(Task):
         keep_right(self.place, label, right)
 
     def kept_rights(self) -> dict[str, Any]:  # noqa: D102
-        return {label: right.derive() for label, right in self.place.kept_rights.items()}
+        kept = self.place.kept_rights
+        return {label: self._held(kept[label].derive()) for label in kept if kept[label].port.alive}
 
     def forget(self, label: str) -> None:  # noqa: D102
         forget(self.place, label)
@@ -141,6 +186,8 @@ class Colocated:
         self.task = task
         self._make = make
         self._nursery: trio.Nursery | None = None
+        self._deferred = trio.Event()
+        self._own_turn = False
         self._scopes: dict[int, trio.CancelScope] = {}
         self._handlers: list[Any] = []
         self._failed = ""
@@ -161,9 +208,15 @@ class Colocated:
         finally:
             self._undirect()
             if self._stopping and not self._failed:
-                self.server.stop()
+                self._stop_server()
             if not self._kernel_is_told:
                 self._tell()
+
+    def _stop_server(self) -> None:
+        try:
+            self.server.stop()
+        except Exception as error:  # noqa: BLE001 - any exception of the server is its fault
+            self._note(error, 0)
 
     _kernel_is_told = False
 
@@ -171,10 +224,38 @@ class Colocated:
         server = self.server = self._make(ColocatedTask(self._kernel, self.task))
         self._handlers = handlers_of(server)
         await server.start()
+        nursery.start_soon(self._serve_deferred)
         self._direct()
-        self._kernel.ready(self.task)
+        self._on_own_turn(lambda: self._kernel.ready(self.task))
         if type(server).run is not Server.run:
             nursery.start_soon(server.run)
+
+    # What wants no reply (messages, notifications, vanished senders) may come from inside a handler
+    # of this very server, or of one that it called. It is served on a turn of its own, so that a
+    # plain handler always runs to its end before the next thing begins; and what arrives after it
+    # is served after it, for which hand-off is closed meanwhile.
+
+    def _defer(self) -> bool:
+        """Have the port's queue served on a turn of this incarnation's own; return False."""
+        self._undirect()
+        self._deferred.set()
+        return False
+
+    async def _serve_deferred(self) -> None:
+        while True:
+            await self._deferred.wait()
+            self._deferred = trio.Event()
+            self._on_own_turn(lambda: self._kernel.flush(self.task))
+            port = self.task.main_port
+            if not (self._failed or self._stopping) and port is not None and not port.queue:
+                self._direct()
+
+    def _on_own_turn(self, action: Callable[[], None]) -> None:
+        self._own_turn = True
+        try:
+            action()
+        finally:
+            self._own_turn = False
 
     def _direct(self) -> None:
         """Open the main port for hand-off."""
@@ -212,9 +293,34 @@ class Colocated:
         error: Exception,
     ) -> Any:
         """A handler failed on the caller's own turn: end the incarnation, wait for the next one."""
+        if isinstance(error, Forward):
+            return await self._forward_on_turn(right, spec, arguments, error)
         self._note(error, request_id)
         self._tell()
         return await self._kernel.recover(self.task, right, spec, arguments, request_id, 1)
+
+    async def _forward_on_turn(
+        self,
+        right: KernelRight,
+        spec: Operation,
+        arguments: tuple[Any, ...],
+        forward: Forward,
+    ) -> Any:
+        """Pass on what was called on the caller's own turn: make the other call in its place."""
+        request = Request(0, spec, right, None, None, ())
+        carried = arguments[spec.fields :]
+        try:
+            if spec.bulk:
+                request.bulk = octets(carried[0])
+            check_forward(request, forward.spec)
+            if not forward.spec.bulk:
+                carried = ()
+            whole = (*forward.arguments, *carried)
+            return await self.server.task.call(forward.right, forward.spec, whole)
+        except AtollError as error:
+            if isinstance(error, Refused):
+                raise
+            raise forward_failed(request, error) from None
 
     def linger(self, waiter: Waiter) -> None:
         """Do not: what is not done at once waits for something (`Engine`)."""
@@ -222,23 +328,50 @@ class Colocated:
     # -- Engine -----------------------------------------------------------------------------------
 
     def deliver(self, request: Request) -> bool:  # noqa: D102
-        if self._failed:
+        if self._failed or self._stopping:
             return False
+        if request.client_end is None and not self._own_turn:
+            return self._defer()
         spec = request.spec
+        arguments = arguments_of(self.task, request)
         if spec.waits:
             assert self._nursery is not None
-            self._nursery.start_soon(self._serve_waiting, request)
+            scope = self._scopes[request.id] = trio.CancelScope()
+            self._nursery.start_soon(self._serve_waiting, request, arguments, scope)
             return True
         try:
             self._prepare(request)
-            result = self._handlers[spec.index](*request.arguments())
-        except AtollError as error:
-            self._kernel.refused(request, error)
+            self._reply(request, self._handlers[spec.index](*arguments))
         except Exception as error:  # noqa: BLE001 - any exception of the server is its fault
-            self._note(error, request.id)
-        else:
-            self._reply(request, result)
+            self._not_served(request, arguments, error)
+        self.server.request.redelivered = False  # hand-off does not set it
         return True
+
+    def _not_served(self, request: Request, arguments: tuple[Any, ...], error: Exception) -> None:
+        """A handler raised: it declined, it passed the request on, or it failed."""
+        spec = request.spec
+        if isinstance(error, Forward):
+            self._forward(request, arguments, error)
+        elif isinstance(error, AtollError):
+            first = spec.fields + spec.bulk
+            for right in arguments[first : first + spec.rights]:
+                if self.task.names.get(right.name) is right:
+                    self.server.task.drop(right)
+            self._kernel.refused(request, error)
+        else:
+            self._note(error, request.id)
+
+    def _forward(self, request: Request, arguments: tuple[Any, ...], forward: Forward) -> None:
+        spec = request.spec
+        try:
+            if request.client_end is None:
+                whole = (*forward.arguments, *arguments[spec.fields :])
+                self.server.task.send(forward.right, forward.spec, whole)
+            else:
+                right = cast("KernelRight", forward.right)
+                self._kernel.forward(request, right, forward.spec, forward.arguments)
+        except AtollError as error:
+            self._kernel.refused(request, forward_failed(request, error))
 
     def _prepare(self, request: Request) -> None:
         about = self.server.request
@@ -247,19 +380,17 @@ class Colocated:
         about.redelivered = request.redelivered
         about.room = None
 
-    async def _serve_waiting(self, request: Request) -> None:
-        scope = self._scopes[request.id] = trio.CancelScope()
+    async def _serve_waiting(
+        self, request: Request, arguments: tuple[Any, ...], scope: trio.CancelScope
+    ) -> None:
         try:
             with scope:
                 self._prepare(request)
-                result = await self._handlers[request.spec.index](*request.arguments())
-                self._reply(request, result)
+                self._reply(request, await self._handlers[request.spec.index](*arguments))
                 return
-            self._kernel.refused(request, TaskError("withdrawn"))
-        except AtollError as error:
-            self._kernel.refused(request, error)
+            self._kernel.refused(request, AbortedError("withdrawn"))
         except Exception as error:  # noqa: BLE001 - any exception of the server is its fault
-            self._note(error, request.id)
+            self._not_served(request, arguments, error)
         finally:
             del self._scopes[request.id]
 
@@ -271,14 +402,12 @@ class Colocated:
         plain, carried = spec.split_reply(result)
         reply = Reply(plain)
         if spec.reply_bulk:
-            reply.bulk, carried = carried[0], carried[1:]
-            if len(reply.bulk) > max(request.room, 4096):
-                raise BadMessageError(f"reply to {spec} exceeds the room made for it")
-        reply.rights = tuple(carried[: spec.reply_rights])
+            reply.bulk, carried = octets(carried[0]), carried[1:]
+            if len(reply.bulk) > max(request.room, INLINE_LIMIT):
+                raise MessageTooLargeError(f"reply to {spec} exceeds the room made for it")
+        reply.rights = give_objects(self.task, carried[: spec.reply_rights])
         lent: list[Descriptor] = carried[spec.reply_rights :]
-        reply.descriptors = tuple(os.dup(descriptor.fileno()) for descriptor in lent)
-        for descriptor in lent:
-            descriptor.close()
+        reply.descriptors = tuple(descriptor.take() for descriptor in lent)
         self._kernel.replied(request, reply)
 
     def abort(self, request: Request) -> None:  # noqa: D102
@@ -286,19 +415,32 @@ class Colocated:
         if scope is not None:
             scope.cancel()
 
-    def notify(self, port: Port, bits: int) -> bool:  # noqa: D102, ARG002
+    def notify(self, port: Port, bits: int) -> bool:  # noqa: D102
+        if self._failed or self._stopping:
+            return False
+        if not self._own_turn:
+            return self._defer()
         self._guarded(self.server.notified, bits)
         return True
 
-    def no_senders(self, port: Port, badge: int) -> bool:  # noqa: D102, ARG002
-        self._guarded(self.server.no_senders, badge)
+    def no_senders(self, port: Port, badge: int) -> bool:  # noqa: D102
+        if self._failed or self._stopping:
+            return False
+        if not self._own_turn:
+            return self._defer()
+        if self._guarded(self.server.no_senders, badge):
+            port.told.pop(badge, None)
         return True
 
-    def _guarded(self, handler: Callable[[int], None], value: int) -> None:
+    def _guarded(self, handler: Callable[[int], None], value: int) -> bool:
         try:
             handler(value)
+        except AtollError as error:
+            self._kernel.log(f"{self.task.name}: {error.detail}")
         except Exception as error:  # noqa: BLE001 - any exception of the server is its fault
             self._note(error, 0)
+            return False
+        return True
 
     def stop(self) -> None:  # noqa: D102
         self._stopping = True

@@ -1,34 +1,40 @@
 """The kernel: it checks every message, routes it, and keeps it until it is answered.
 
-Life of a request: a client's end (a line, or a stub in this process) hands it to `submit`; it waits at the
-port if the receiver is down, starting or full, else goes to the receiver's engine and stands in
-`port.in_flight` until `replied` or `refused`. When an incarnation ends, what it had in flight goes back to the
-head of the queue and the next incarnation gets it again, marked as redelivered, with the id it had.
+Life of a request: a client's end (a line, or a stub in this process) hands it to `submit`; it waits
+at the port if the receiver is down, starting or full, else goes to the receiver's engine and stands
+in `port.in_flight` until `replied` or `refused`. When an incarnation ends, what it had in flight
+goes back to the head of the queue and the next incarnation gets it again, marked as redelivered,
+with the id it had.
 
-The kernel never waits for a server. Everything here runs to its end without a checkpoint, so the tables are
-consistent whenever another trio task sees them. What does I/O is passed in as engines.
+The kernel never waits for a server. Everything here runs to its end without a checkpoint, so the
+tables are consistent whenever another trio task sees them. What does I/O is passed in as engines.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 from collections.abc import Callable
 from typing import Any
 
-from core.abi import NO_SLOT, POISON_LIMIT, PORTS_LIMIT, TIMERS_LIMIT, RightKind
+from core.abi import HOPS_LIMIT, NO_SLOT, POISON_LIMIT, PORTS_LIMIT, TIMERS_LIMIT, RightKind
 from core.errors import (
     AbortedError,
     AtollError,
+    Blame,
+    DeadlineError,
     DeadPortError,
     LimitError,
     LostError,
     PoisonError,
     ServerFaultError,
     TaskError,
+    WrongRightError,
 )
 from core.userlib.interface import Interface, Operation
 
+from .cargo import carry
 from .ports import KernelRight, Port, receive_right
 from .requests import Reply, Request, Waiter
 from .tasks import Engine, KernelTask, Placement, Program, State, TaskTable
@@ -75,6 +81,7 @@ class Kernel:
         if len(task.ports) >= PORTS_LIMIT:
             raise LimitError(f"task {task.name} has {PORTS_LIMIT} ports")
         port = Port(self._next_port(), label, interface, task)
+        port.end = functools.partial(self.destroy_port, port)
         self.ports[port.id] = port
         task.ports.add(port)
         return port
@@ -83,6 +90,7 @@ class Kernel:
         """End a port: everything that waits at it is answered with DeadPortError."""
         port.alive = False
         port.direct = None
+        port.operations = 0
         if port.task is not None:
             port.task.ports.discard(port)
         self.ports.pop(port.id, None)
@@ -113,11 +121,8 @@ class Kernel:
         if task.state is not State.RUNNING or engine is None:
             return
         for port in list(task.ports):
-            while port.gone:
-                badge = port.gone.pop()
-                if not engine.no_senders(port, badge):
-                    port.gone.add(badge)
-                    return
+            if not self._tell_gone(engine, port):
+                return
             if port.bits and engine.notify(port, port.bits):
                 port.bits = 0
             queue = port.queue
@@ -127,6 +132,18 @@ class Kernel:
                     queue.appendleft(request)
                     return
 
+    def _tell_gone(self, engine: Engine, port: Port) -> bool:
+        """Tell the engine which badges are gone; False when it cannot take more now."""
+        while port.gone:
+            badge, deaths = port.gone.popitem()
+            if badge in port.senders:
+                continue  # the receiver has given such a right to somebody meanwhile
+            port.told[badge] = deaths
+            if not engine.no_senders(port, badge):
+                port.gone[badge] = port.told.pop(badge, deaths)
+                return False
+        return True
+
     def kill(self, task: KernelTask) -> None:
         """End the incarnation at once. TaskError when none runs or the placement forbids it."""
         if task.engine is None:
@@ -135,8 +152,10 @@ class Kernel:
 
     def ended(
         self, task: KernelTask, engine: Engine, reason: str, *, orderly: bool, guilty: int = 0
-    ) -> None:
+    ) -> Request | None:
         """An incarnation has ended: put the tables in order and tell the supervisor.
+
+        Returns the request that is held to have ended it, if any.
 
         Args:
             engine: the incarnation; a report about an older one is ignored.
@@ -144,7 +163,8 @@ class Kernel:
             guilty: id of the request whose handler failed; 0 when that is not known.
         """
         if task.engine is not engine:
-            return
+            return None
+        suspect: Request | None = None
         task.engine = None
         task.state = State.DOWN
         task.remember_end(reason)
@@ -155,20 +175,23 @@ class Kernel:
             if port is not task.main_port:
                 self.destroy_port(port, f"task {task.name} ended")
                 continue
+            port.tell_again(POISON_LIMIT)
             returned = port.take_back()
             for request in returned:
-                self._after_death(port, request, guilty, first=request is returned[0])
+                first = request is returned[0]
+                if request.id == guilty if guilty else first and not request.spec.waits:
+                    suspect = request
+                    request.deaths += 1
+                self._after_death(port, request)
         self.tasks.renew(task)
         self.on_death(task, reason, orderly)
+        return suspect
 
-    def _after_death(self, port: Port, request: Request, guilty: int, *, first: bool) -> None:
+    def _after_death(self, port: Port, request: Request) -> None:
         """Prepare a request that its server died on for the next delivery, or withdraw it."""
         request.redelivered = True
         request.delivered = False
         self._finish(request)
-        suspect = request.id == guilty if guilty else first and not request.spec.waits
-        if suspect:
-            request.deaths += 1
         if request.abandoned or not request.wants_reply:
             port.queue.remove(request)
             request.refuse(AbortedError("withdrawn"))
@@ -214,7 +237,7 @@ class Kernel:
         if task.program.placement is Placement.JOINED:
             self.tasks.remove(task)
 
-    # -- messages -----------------------------------------------------------------------------------
+    # -- messages ----------------------------------------------------------------------------------
 
     def submit(self, request: Request) -> None:
         """Take a checked request: deliver it, or let it wait at its port.
@@ -228,9 +251,12 @@ class Kernel:
         task = port.task
         assert task is not None
         engine = task.engine
-        if port.queue or engine is None or task.state is not State.RUNNING:
-            port.queue.append(request)
-        elif not self._hand_over(engine, port, request):
+        if (
+            port.queue
+            or engine is None
+            or task.state is not State.RUNNING
+            or not self._hand_over(engine, port, request)
+        ):
             port.queue.append(request)
 
     def _hand_over(self, engine: Engine, port: Port, request: Request) -> bool:
@@ -254,7 +280,10 @@ class Kernel:
         return True
 
     def in_flight_at(self, task: KernelTask, request_id: int) -> Request:
-        """Return the request that `task` has to answer. ServerFaultError if it has no such request."""
+        """Return the request that `task` has to answer.
+
+        ServerFaultError if it has no such request.
+        """
         for port in task.ports:
             request = port.in_flight.get(request_id)
             if request is not None:
@@ -267,20 +296,35 @@ class Kernel:
             reply.discard()
             return
         request.reply(reply)
-        self._finish(request)
+        if request.slot != NO_SLOT:
+            self._slot_is_free(request)
 
     def refused(self, request: Request, error: AtollError) -> None:
         """The server declined."""
         if request.port.in_flight.pop(request.id, None) is None:
             return
         request.refuse(error)
-        self._finish(request)
+        if request.slot != NO_SLOT:
+            self._slot_is_free(request)
+
+    def _slot_is_free(self, request: Request) -> None:
+        """A slot of the server's transfer region is free again: something may wait for one."""
+        request.slot = NO_SLOT
+        port = request.port
+        if port.queue and port.task is not None:
+            self.flush(port.task)
+
+    def expire(self, request: Request, delay_s: float) -> None:
+        """End a request with DeadlineError if it is not answered in time."""
+        request.timer = self.timers.arm(
+            delay_s, lambda: self.abort(request, DeadlineError(f"{request.spec} took too long"))
+        )
 
     def abort(self, request: Request, error: AtollError | None = None) -> None:
         """Answer the client at once; the server may stop, and what it still answers is discarded.
 
-        The request stays in flight until the server has let go of it, because its slot of the transfer
-        region is not free before.
+        The request stays in flight until the server has let go of it, because its slot of the
+        transfer region is not free before.
         """
         if request.abandoned:
             return
@@ -295,26 +339,37 @@ class Kernel:
             request.port.queue.remove(request)
             request.end()
 
-    def forward(self, request: Request, right: KernelRight, spec: Operation, fields: bytes) -> None:
+    def forward(
+        self,
+        request: Request,
+        right: KernelRight,
+        spec: Operation,
+        arguments: tuple[Any, ...],
+    ) -> None:
         """Pass a request in flight on to another port; its client gets that server's reply.
 
         Raises:
-            ServerFaultError: the other operation's reply is not what the client expects.
-            LostError: the request carries a right or bulk that the other operation does not take.
+            ServerFaultError: the other operation's reply is not what the client expects, or the
+                request has been passed on too often.
+            LostError: the request carries what the other operation does not take.
+            QueueFullError: the other port takes no further message.
         """
-        wanted = request.reply_spec
-        if (spec.reply_type, spec.reply_carried) != (wanted.reply_type, wanted.reply_carried):
-            raise ServerFaultError(f"{spec} does not reply what {wanted} does")
-        if len(request.bulk) and not spec.bulk:
-            raise LostError(f"{spec} takes no bulk")
+        if request.abandoned:
+            self.refused(request, AbortedError("withdrawn"))
+            return
+        right.check(spec.index)
+        check_forward(request, spec)
         right.port.check_room()
         request.port.in_flight.pop(request.id, None)
+        freed, left = request.slot != NO_SLOT, request.port
         self._finish(request)
         if request.on_end is not None:
             request.on_end()
             request.on_end = None
-        request.retarget(spec, right, fields)
+        request.retarget(spec, right, arguments)
         self.submit_again(request)
+        if freed and left.queue and left.task is not None:
+            self.flush(left.task)
 
     def submit_again(self, request: Request) -> None:
         """Deliver a forwarded request under the id it has."""
@@ -330,6 +385,8 @@ class Kernel:
         port = right.port
         if not port.alive or right.kind is RightKind.RECEIVE:
             right.check(0)
+        if right.kind is RightKind.SEND_ONCE:
+            raise WrongRightError("a send-once right sends one message, and a notification is none")
         self._set_bits(port, bits)
 
     def _set_bits(self, port: Port, bits: int) -> None:
@@ -339,7 +396,7 @@ class Kernel:
             if task.engine.notify(port, port.bits):
                 port.bits = 0
 
-    # -- timers ---------------------------------------------------------------------------------------
+    # -- timers ------------------------------------------------------------------------------------
 
     def arm(self, task: KernelTask, delay_s: float, bits: int) -> int:
         """Arm a timer that notifies the task's main port; return its number. LimitError."""
@@ -361,7 +418,7 @@ class Kernel:
         if timer is not None:
             self.timers.cancel(timer)
 
-    # -- calls from within this process -----------------------------------------------------------------
+    # -- calls from within this process ------------------------------------------------------------
 
     async def recover(
         self,
@@ -376,9 +433,12 @@ class Kernel:
 
         It takes its place at the head of the queue, with the id that the server has already seen.
         """
+        if not right.port.alive:
+            raise DeadPortError(f"the server of {spec} failed and was given up")
         waiter = Waiter()
         request = Request(0, spec, right, client, waiter, arguments[: spec.fields])
-        carry(request, spec, arguments)
+        if not spec.simple:
+            carry(request, arguments)
         request.id = request_id
         request.redelivered = True
         request.deaths = deaths
@@ -387,16 +447,24 @@ class Kernel:
         return waiter.result()
 
 
-def carry(request: Request, spec: Operation, arguments: tuple[Any, ...]) -> None:
-    """Fill in what a call made from Python objects carries beside its fields."""
-    carried = arguments[spec.fields :]
-    if spec.bulk:
-        request.bulk, carried = carried[0], carried[1:]
-    if carried:
-        request.rights = tuple(right.derive() for right in carried[: spec.rights])
-        request.descriptors = tuple(os.dup(value.fileno()) for value in carried[spec.rights :])
-    if spec.room is not None:
-        request.room = spec.room_of(arguments)
+def check_forward(request: Request, spec: Operation) -> None:
+    """ServerFaultError, LostError unless `spec` can take the request's place."""
+    wanted = request.reply_spec
+    if (spec.reply_type, spec.reply_carried) != (wanted.reply_type, wanted.reply_carried):
+        raise ServerFaultError(f"{spec} does not reply what {wanted} does")
+    if request.hops >= HOPS_LIMIT:
+        raise ServerFaultError(f"{request.spec} was passed on {HOPS_LIMIT} times")
+    if len(request.bulk) and not spec.bulk:
+        raise LostError(f"{spec} takes no bulk")
+    if (spec.rights, spec.descriptors) != (len(request.rights), len(request.descriptors)):
+        raise LostError(f"{spec} does not carry what the request carries still")
+
+
+def forward_failed(request: Request, error: AtollError) -> AtollError:
+    """Return what the client is told when its request could not be passed on."""
+    if error.blame is Blame.NOBODY:
+        return error
+    return ServerFaultError(f"{request.spec} was not passed on: {error.detail}")
 
 
 def _nobody_starts(task: KernelTask) -> None:

@@ -1,9 +1,9 @@
 """The kernel's end of a line: packets of an isolated task, checked and turned into requests.
 
-Nothing that comes out of a line is believed: sizes, slots, names, operation and fields are checked before anything
-else is touched, and a message that fails a check is answered with a typed error that costs only its sender.
-Nothing that goes into a line waits: an incarnation whose socket is full gets its requests later, a client
-that does not read its answers is ended.
+Nothing that comes out of a line is believed: sizes, slots, names, operation and fields are checked
+before anything else is touched, and a message that fails a check is answered with a typed error
+that costs only its sender. Nothing that goes into a line waits: an incarnation whose socket is full
+gets its requests later, a client that does not read its answers is ended.
 """
 
 from __future__ import annotations
@@ -11,24 +11,23 @@ from __future__ import annotations
 import collections
 import os
 import socket
+import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from core.abi import (
-    BULK_LIMIT,
     CALLS_LIMIT,
     FLAG_REDELIVERED,
     HEADER,
     HEADER_SIZE,
     INLINE_LIMIT,
     NAME,
+    NAMES_LIMIT,
     NO_SLOT,
     PACKET_LIMIT,
     SELF,
-    SLOT_SIZE,
-    SLOTS,
     Kind,
     RightKind,
 )
@@ -36,19 +35,18 @@ from core.errors import (
     AtollError,
     BadMessageError,
     LimitError,
-    LostError,
     MessageTooLargeError,
     ServerFaultError,
-    WrongRightError,
     from_wire,
     to_wire,
 )
-from core.userlib.interface import Bulk, Operation, encode
+from core.userlib.interface import Bulk, encode
 from core.userlib.line import ANCILLARY_SIZE, Packet, Region, Slots, aligned, descriptors_in
 
 from .calls import serve_kernel_call
-from .kernel import Kernel
-from .ports import KernelRight, Port
+from .cargo import check_bulk, enter, keep_copies, leave, load, read_reply, unload
+from .kernel import Kernel, forward_failed
+from .ports import Port
 from .requests import Reply, Request, Waiter
 from .tasks import KernelTask, Placement
 
@@ -114,33 +112,53 @@ class KernelLine:
         self.closed = False
         rim.add(self)
 
-    # -- what comes from the task -------------------------------------------------------------------
+    # -- what comes from the task ------------------------------------------------------------------
 
     def readable(self) -> bool:
-        """Take one packet; False when none is there. The rim calls it when the socket is readable."""
+        """Take one packet; False when none is there.
+
+        The rim calls it when the socket is readable.
+        """
         try:
             size, ancillary, _, _ = self.socket.recvmsg_into(
                 self._into, ANCILLARY_SIZE, _RECEIVE_FLAGS
             )
         except BlockingIOError:
             return False
+        except ConnectionResetError:
+            # The process died with packets of ours unread. Linux tells that once, before what the
+            # process itself had sent; its last replies are still to be read.
+            return True
         except OSError:
             size, ancillary = 0, []
         if size == 0:
+            for number in descriptors_in(ancillary):
+                os.close(number)
             self.close("its line was closed")
             return False
-        if not ancillary and size >= HEADER_SIZE and self._take_simple(size):
+        if self.task.engine is not self:
+            for number in descriptors_in(ancillary):
+                os.close(number)  # it was retired, and has nothing to say any more
             return True
-        descriptors = descriptors_in(ancillary) if ancillary else []
+        try:
+            if ancillary or size < HEADER_SIZE or not self._take_simple(size):
+                self._take_any(size, descriptors_in(ancillary) if ancillary else [])
+        except Exception:  # noqa: BLE001 - a mistake of ours must not cost the others their kernel
+            self.kernel.log(
+                f"kernel: a packet of {self.task.name} failed\n{traceback.format_exc()}"
+            )
+            self.close("the kernel failed at one of its packets")
+        return True
+
+    def _take_any(self, size: int, descriptors: list[int]) -> None:
         try:
             packet = Packet(self._view, size, descriptors)
         except ValueError as error:
             for number in descriptors:
                 os.close(number)
             self._answer_error(0, BadMessageError(f"packet of {size} octets: {error}"))
-            return True
+            return
         self._take(packet)
-        return True
 
     def _take_simple(self, size: int) -> bool:
         """Take a packet that is nothing but fields: a call of a simple operation, or its reply.
@@ -148,9 +166,21 @@ class KernelLine:
         These are most packets, and this is the way they go quickly. Returns False, with nothing
         changed, for everything else and for everything that is wrong: `_take` looks closer.
         """
-        (kind, _, operation, name, number, _, fields_size, bulk, _, room, deadline, rights, lent) = (
-            _unpack(self._buffer)
-        )
+        (
+            kind,
+            _,
+            operation,
+            name,
+            number,
+            _,
+            fields_size,
+            bulk,
+            _,
+            room,
+            deadline,
+            rights,
+            lent,
+        ) = _unpack(self._buffer)
         if bulk or room or deadline or rights or lent or HEADER_SIZE + fields_size != size:
             return False
         if kind == _REPLY:
@@ -192,7 +222,7 @@ class KernelLine:
     def _take(self, packet: Packet) -> None:
         kind = packet.kind
         try:
-            if kind == Kind.CALL or kind == Kind.SEND:  # noqa: PLR1714 - twice as fast as `in`
+            if kind == Kind.CALL or kind == Kind.SEND:
                 self._request(packet)
             elif kind == Kind.REPLY:
                 self._reply(packet)
@@ -202,7 +232,12 @@ class KernelLine:
             else:
                 self._rare(packet)
         except AtollError as error:
-            self._answer_error(packet.request, error)
+            # Only a call's number is one of the task's own; an error about anything else goes by 0.
+            calls = kind in (Kind.CALL, Kind.SEND)
+            self._answer_error(packet.request if calls else 0, error)
+        except OSError as error:
+            limit = LimitError(f"the host refuses: {error.strerror}")
+            self._answer_error(packet.request, limit)
         finally:
             for number in packet.descriptors:
                 os.close(number)
@@ -217,6 +252,9 @@ class KernelLine:
             self._forward(packet)
         elif kind == Kind.NOTIFY:
             self.kernel.notify(task.right(packet.name), packet.request)
+        elif kind == Kind.NO_SENDERS:
+            if task.main_port is not None:
+                task.main_port.told.pop(packet.request, None)
         elif kind == Kind.READY:
             self.kernel.ready(task)
         elif kind == Kind.FAULT:
@@ -247,7 +285,7 @@ class KernelLine:
             packet.fields,
         )
         if packet.slot != NO_SLOT or packet.bulk or packet.room:
-            self._check_bulk(packet, spec, request, wants_reply)
+            check_bulk(packet, request, self.region, self.their_slots)
         if len(packet.rights) != spec.rights or len(packet.descriptors) != spec.descriptors:
             raise BadMessageError(
                 f"{spec} carries {spec.rights} rights, {spec.descriptors} descriptors"
@@ -255,13 +293,17 @@ class KernelLine:
         if wants_reply:
             self._enter(packet, request)
         try:
-            if packet.rights or packet.descriptors:
-                self._carry(packet, request)
-            if packet.deadline_ms:
-                self._rim.expire(request, packet.deadline_ms / 1000)
+            if packet.rights:
+                request.rights = load(task, packet.rights)
+            request.descriptors, packet.descriptors = tuple(packet.descriptors), []
+            if packet.deadline_ms and wants_reply:
+                self.kernel.expire(request, packet.deadline_ms / 1000)
             self.kernel.submit(request)
         except AtollError:
-            self._leave(request)
+            if wants_reply:
+                self._leave(request)
+            unload(task, packet.rights, request.rights)
+            request.rights = ()
             request.end()
             raise
         if right.kind is RightKind.SEND_ONCE:
@@ -286,113 +328,48 @@ class KernelLine:
         self.their_slots.discard(slot)
         return slot
 
-    def _check_bulk(
-        self, packet: Packet, spec: Operation, request: Request, wants_reply: bool
-    ) -> None:
-        size, room, slot = packet.bulk_size, packet.room, packet.slot
-        if size and not spec.bulk:
-            raise BadMessageError(f"{spec} takes no bulk")
-        if room and (spec.room is None or not wants_reply or room != spec.room_of(request.plain)):
-            raise BadMessageError(f"{spec}: room of {room} octets was not asked for")
-        if size > BULK_LIMIT or aligned(size) + room > SLOT_SIZE:
-            raise MessageTooLargeError(
-                f"bulk of {size} and {room} octets; the limit is {BULK_LIMIT}"
-            )
-        request.room = room
-        if slot == NO_SLOT:
-            if room > INLINE_LIMIT:
-                raise BadMessageError("room above the inline limit needs a slot")
-            request.bulk = packet.bulk
-            return
-        if not (wants_reply and SLOTS <= slot < 2 * SLOTS) or slot in self.their_slots:
-            raise BadMessageError(f"slot {slot} is not the sender's to use now")
-        request.client_slot = slot
-        request.bulk = self.region.view(slot, 0, size)
-
-    def _carry(self, packet: Packet, request: Request) -> None:
-        """Take what the message carries: send rights are copied, other kinds move."""
-        taken: list[KernelRight] = []
-        for name in packet.rights:
-            right = self.task.right(name)
-            if right.kind is RightKind.SEND:
-                taken.append(right.derive())
-            elif name == 1:
-                raise WrongRightError("a task's main port stays with it")
-            else:
-                taken.append(self.task.names.pop(name))
-        request.rights = tuple(taken)
-        request.descriptors, packet.descriptors = tuple(packet.descriptors), []
-
     def _reply(self, packet: Packet) -> None:
         request = self.kernel.in_flight_at(self.task, packet.request)
         try:
-            reply = self._read_reply(packet, request)
+            reply = read_reply(self.task, self.region, packet, request)
         except ServerFaultError as error:
             self.kernel.refused(request, error)
             raise
         self.kernel.replied(request, reply)
 
-    def _read_reply(self, packet: Packet, request: Request) -> Reply:
-        spec = request.reply_spec
-        plain = spec.decode_reply(packet.fields) if spec.reply_has_field else None
-        reply = Reply(plain, packet.fields)
-        if not spec.reply_carried and not (packet.bulk_size or packet.rights or packet.descriptors):
-            return reply
-        given = (bool(packet.bulk_size), len(packet.rights), len(packet.descriptors))
-        if (given[0] and not spec.reply_bulk) or given[1:] != (
-            spec.reply_rights,
-            spec.reply_descriptors,
-        ):
-            raise ServerFaultError(f"reply to {spec} carries what it should not")
-        if packet.slot == NO_SLOT:
-            reply.bulk = packet.bulk
-        elif packet.slot != request.slot or packet.bulk_size > request.room:
-            raise ServerFaultError(f"reply to {spec} lies outside the room made for it")
-        else:
-            start = aligned(len(request.bulk))
-            reply.bulk = self.region.view(packet.slot, start, packet.bulk_size)
-        reply.rights = tuple(self._give_away(name) for name in packet.rights)
-        reply.descriptors, packet.descriptors = tuple(packet.descriptors), []
-        return reply
-
-    def _give_away(self, name: int) -> KernelRight:
-        """Take a right that a reply carries out of the server's name space."""
-        if name == 1 or name in self.task.grants.values():
-            return self.task.right(name).derive()
-        self.task.right(name)
-        return self.task.names.pop(name)
-
     def _forward(self, packet: Packet) -> None:
         request = self.kernel.in_flight_at(self.task, packet.request)
-        right = self.task.right(packet.name)
-        spec = right.check(packet.operation)
-        spec.decode_request(packet.fields)
-        if packet.rights or packet.descriptors or packet.bulk_size:
-            raise BadMessageError("a forwarded request carries what it came with, and nothing else")
-        self.kernel.forward(request, right, spec, packet.fields)
+        try:
+            right = self.task.right(packet.name)
+            spec = right.check(packet.operation)
+            arguments = spec.decode_request(packet.fields)
+            if packet.rights or packet.descriptors or packet.bulk_size:
+                raise BadMessageError("a forwarded request carries what it came with")
+            self.kernel.forward(request, right, spec, arguments)
+        except AtollError as error:
+            self.kernel.refused(request, forward_failed(request, error))
 
-    # -- what goes to the task ------------------------------------------------------------------------
+    # -- what goes to the task ---------------------------------------------------------------------
 
     def deliver(self, request: Request) -> bool:  # noqa: D102 - see Engine
         if self._outbox:
             return False
         if request.spec.simple:
             return self._deliver_simple(request)
-        size, room = len(request.bulk), request.room
+        fields, size, room = request.fields, len(request.bulk), request.room
         bulk: Bulk = request.bulk
-        if size > INLINE_LIMIT or room > INLINE_LIMIT:
-            if not len(self.slots):
-                return False
+        large = size > INLINE_LIMIT or room > INLINE_LIMIT
+        if large and not len(self.slots):
+            return False
+        entered = enter(self.task, request)
+        if large:
             slot = request.slot = self.slots.take()
             request.on_end = lambda: self.slots.give(slot)
             self.region.view(slot, 0, size)[:] = bulk
             bulk = b""
-        names = self._names_for(request)
-        flags = FLAG_REDELIVERED if request.redelivered else 0
-        fields = request.fields
         header = HEADER.pack(
             Kind.CALL if request.wants_reply else Kind.SEND,
-            flags,
+            FLAG_REDELIVERED if request.redelivered else 0,
             request.spec.index,
             1,
             request.id,
@@ -402,15 +379,14 @@ class KernelLine:
             request.slot,
             room,
             0,
-            len(names),
+            len(entered),
             len(request.descriptors),
         )
-        if self._send(
-            [header, *(NAME.pack(name) for name in names), fields, bulk], request.descriptors
-        ):
+        names = [NAME.pack(right.name) for right in entered]
+        if self._send([header, *names, fields, bulk], request.descriptors):
+            keep_copies(self.task, request)
             return True
-        for name in names:
-            self.task.names.pop(name).release()
+        leave(self.task, request, entered)
         if request.on_end is not None:
             request.on_end()
             request.on_end = None
@@ -443,41 +419,13 @@ class KernelLine:
             return False  # the process is gone; the rim finds the end after what is left to read
         return True
 
-    def _names_for(self, request: Request) -> list[int]:
-        """Enter the rights that a request carries into the receiver's name space.
-
-        Send rights are copied, so that the request can be delivered again; other kinds move.
-        """
-        if not request.rights:
-            return []
-        names, left = [], []
-        for right in request.rights:
-            if right.kind is RightKind.SEND:
-                left.append(right)
-                names.append(self.task.hold(right.derive() if right.port.alive else right))
-            elif right.port.task is self.task or not request.redelivered:
-                names.append(self.task.hold(right))
-                self._receive_from(right)
-            else:
-                raise LostError("a right that the request carried died with its first receiver")
-        request.rights = tuple(left)
-        return names
-
-    def _receive_from(self, right: KernelRight) -> None:
-        if right.kind is RightKind.RECEIVE:
-            port = right.port
-            if port.task is not None:
-                port.task.ports.discard(port)
-            port.task = self.task
-            self.task.ports.add(port)
-
     def abort(self, request: Request) -> None:  # noqa: D102 - see Engine
         self._send_or_keep([_header(Kind.ABORT, request.id)])
 
-    def notify(self, port: Port, bits: int) -> bool:  # noqa: D102, ARG002 - see Engine
+    def notify(self, port: Port, bits: int) -> bool:  # noqa: D102 - see Engine
         return not self._outbox and self._send([_header(Kind.NOTIFY, bits)])
 
-    def no_senders(self, port: Port, badge: int) -> bool:  # noqa: D102, ARG002 - see Engine
+    def no_senders(self, port: Port, badge: int) -> bool:  # noqa: D102 - see Engine
         return not self._outbox and self._send([_header(Kind.NO_SENDERS, 0, badge=badge)])
 
     def stop(self) -> None:  # noqa: D102 - see Engine
@@ -492,32 +440,39 @@ class KernelLine:
 
     def replied(self, request: Request, reply: Reply) -> None:
         """Send a reply to the client that is this task (`ClientEnd`)."""
-        spec = request.reply_spec
-        if spec.simple and request.client_slot == NO_SLOT and not self._outbox:
-            self.task.calls.pop(request.number, None)
-            fields = reply.encoded(spec)
-            header = _pack(_REPLY, 0, 0, 0, request.number, 0, len(fields), 0, NO_SLOT, 0, 0, 0, 0)
-            try:
-                self.socket.send(header + fields, _SEND_FLAGS)
-            except OSError:
-                self._send_or_keep([header, fields])
-            return
-        slot = self._leave(request)
-        bulk = reply.bulk
-        size = len(bulk)
-        used = NO_SLOT
+        try:
+            fields = reply.encoded(request.reply_spec)
+            if request.reply_spec.simple and request.client_slot == NO_SLOT and not self._outbox:
+                self.task.calls.pop(request.number, None)
+                self._send_simple_reply(request.number, fields)
+            else:
+                self._send_reply(request, reply, fields)
+        except AtollError as error:
+            reply.discard()
+            self.refused(request, error)
+
+    def _send_simple_reply(self, number: int, fields: bytes) -> None:
+        header = _pack(_REPLY, 0, 0, 0, number, 0, len(fields), 0, NO_SLOT, 0, 0, 0, 0)
+        try:
+            self.socket.send(header + fields, _SEND_FLAGS)
+        except OSError:
+            self._send_or_keep([header, fields])
+
+    def _send_reply(self, request: Request, reply: Reply, fields: bytes) -> None:
+        """Send a reply that carries something. AtollError: nothing was sent."""
+        bulk, size, slot = reply.bulk, len(reply.bulk), NO_SLOT
         if size > INLINE_LIMIT:
+            slot = request.client_slot
             if slot == NO_SLOT:
-                reply.discard()
-                self._answer_error(request.number, MessageTooLargeError("no room for the reply"))
-                return
-            used = slot
+                raise MessageTooLargeError("no room for the reply")
             self.region.view(slot, aligned(len(request.bulk)), size)[:] = bulk
             bulk = b""
+        if len(self.task.names) + len(reply.rights) > NAMES_LIMIT:
+            raise LimitError(f"task {self.task.name} holds {NAMES_LIMIT} rights")
         names = [self.task.hold(right) for right in reply.rights]
-        fields = reply.encoded(spec)
+        self._leave(request)
         header = HEADER.pack(
-            Kind.REPLY, 0, 0, 0, request.number, 0, len(fields), size, used, 0, 0,
+            Kind.REPLY, 0, 0, 0, request.number, 0, len(fields), size, slot, 0, 0,
             len(names), len(reply.descriptors),
         )  # fmt: skip
         parts = [header, *(NAME.pack(name) for name in names), fields, bytes(bulk)]
@@ -558,7 +513,8 @@ class KernelLine:
             self._rim.watch_writable(self)
             return False
         except OSError:
-            # The process is gone. What its line still holds is read first; the rim then finds the end.
+            # The process is gone. What its line still holds is read first; the rim then finds the
+            # end.
             return False
         return True
 
@@ -586,13 +542,14 @@ class KernelLine:
                 os.close(number)
         self.kernel.flush(self.task)
 
-    # -- hand-off -------------------------------------------------------------------------------------
+    # -- hand-off ----------------------------------------------------------------------------------
 
     def linger(self, waiter: Waiter) -> None:
         """Wait a moment at the line itself for an answer, with no scheduler in between.
 
-        Blocking here gives the processor to the server at once, and the answer is read on the same turn.
-        A server that was slow several times in a row is not waited for again until it was quick.
+        Blocking here gives the processor to the server at once, and the answer is read on the same
+        turn. A server that was slow several times in a row is not waited for again until it was
+        quick.
         """
         if self._patience <= 0 and not self._rim.sometimes():
             return
@@ -601,7 +558,7 @@ class KernelLine:
         else:
             self._patience -= 1
 
-    # -- the end --------------------------------------------------------------------------------------
+    # -- the end -----------------------------------------------------------------------------------
 
     def close(self, reason: str) -> None:
         """The incarnation is over: close the line and tell the kernel, once."""

@@ -1,15 +1,17 @@
 """Ports and rights: who may send what to whom.
 
-A port is a bounded message queue with one receiver. It belongs to the kernel, not to the receiver: queue and
-requests in flight outlive the receiver's death. A right is the only way to name a port. Rights form a
+A port is a bounded message queue with one receiver. It belongs to the kernel, not to the receiver:
+queue and requests in flight outlive the receiver's death. A right is the only way to name a port.
+Rights form a
 tree: each was derived from another one, and revoking a right makes all that were derived from it
 useless, wherever they went.
 
 Invariants:
 1. A port has exactly one receive right, held by the task in `port.task`.
-2. `port.senders[badge]` counts the live send rights with that badge, those travelling in messages included.
-3. A right that was revoked or released points at `DEAD`, whose `direct` is None: one comparison on the
-   hot path tells both "no hand-off here" and "look closer".
+2. `port.senders[badge]` counts the live send rights with that badge, those travelling in messages
+   included.
+3. A right that was revoked or released points at `DEAD`, whose `direct` is None: one comparison on
+   the hot path tells both "no hand-off here" and "look closer".
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from typing import TYPE_CHECKING, Any, Final
 from core.abi import ALL_OPERATIONS, QUEUE_LIMIT, Right, RightKind
 from core.errors import DeadPortError, NoRightError, QueueFullError, WrongRightError
 from core.userlib.interface import Interface, Operation
-from core.userlib.server import NoOperations, Request as ServerRequest
+from core.userlib.server import NoOperations
+from core.userlib.server import Request as ServerRequest
 
 if TYPE_CHECKING:
     from .requests import Request
@@ -29,7 +32,10 @@ if TYPE_CHECKING:
 
 
 class Direct:
-    """What a stub needs to call a co-located server on the caller's turn. See `core.userlib.stub`."""
+    """What a stub needs to call a co-located server on the caller's turn.
+
+    See `core.userlib.stub`.
+    """
 
     __slots__ = ("fault", "handlers", "next_id", "request")
 
@@ -53,6 +59,7 @@ class Port:
         "alive",
         "bits",
         "direct",
+        "end",
         "gone",
         "handled",
         "id",
@@ -63,6 +70,7 @@ class Port:
         "queue",
         "senders",
         "task",
+        "told",
     )
 
     def __init__(
@@ -78,14 +86,27 @@ class Port:
         self.queue: collections.deque[Request] = collections.deque()
         self.in_flight: dict[int, Request] = {}
         self.senders: dict[int, int] = {}
+        self.end: Callable[[str], None] = lambda reason: None
         self.bits = 0
-        self.gone: set[int] = set()
+        self.gone: dict[int, int] = {}
+        self.told: dict[int, int] = {}
         self.handled = 0
 
     def check_room(self) -> None:
         """QueueFullError when the port may take no further message."""
         if len(self.queue) + len(self.in_flight) >= QUEUE_LIMIT:
             raise QueueFullError(f"port {self.label} holds {QUEUE_LIMIT} messages")
+
+    def tell_again(self, limit: int) -> None:
+        """Have the next incarnation told what this one was told of and did not live to deal with.
+
+        Args:
+            limit: deaths after which one is not told of the same badge again.
+        """
+        for badge, deaths in self.told.items():
+            if deaths + 1 < limit:
+                self.gone[badge] = deaths + 1
+        self.told.clear()
 
     def take_back(self) -> list[Request]:
         """Move what was in flight back to the head of the queue, oldest first; return what moved."""
@@ -105,7 +126,7 @@ DEAD.alive = False
 class KernelRight(Right):
     """A right. Made by `Port`'s owner through `receive_right`, by `derive`, and by nothing else."""
 
-    __slots__ = ("badge", "children", "kind", "mask", "parent", "port", "reach")
+    __slots__ = ("badge", "children", "kind", "mask", "name", "parent", "port", "reach")
 
     def __init__(
         self, port: Port, kind: RightKind, reach: int, badge: int, parent: KernelRight | None
@@ -113,9 +134,11 @@ class KernelRight(Right):
         self.port = port
         self.kind = kind
         self.reach = reach
-        # A receive or send-once right never allows hand-off: mask 0 sends the stub to the full check.
+        # A receive or send-once right never allows hand-off: mask 0 sends the stub to the full
+        # check.
         self.mask = reach if kind is RightKind.SEND else 0
         self.badge = badge
+        self.name = 0  # where it stands in its holder's name space
         self.parent = parent
         self.children: set[KernelRight] | None = None
         if kind is not RightKind.RECEIVE:
@@ -184,7 +207,11 @@ class KernelRight(Right):
         """Point nowhere, and tell the port that a sender is gone."""
         port, self.port = self.port, DEAD
         self.mask = 0
-        if port is DEAD or self.kind is RightKind.RECEIVE:
+        if port is DEAD:
+            return
+        if self.kind is RightKind.RECEIVE:
+            if port.alive:
+                port.end("its receive right was given up")
             return
         left = port.senders[self.badge] - 1
         if left:

@@ -1,28 +1,39 @@
 """Messages in flight: from the moment the kernel accepts one until its client has an answer.
 
-A `Request` holds what its receiver needs twice over, decoded and encoded, each made when first asked for: a message
-between two tasks in address spaces of their own is never encoded again, one between two co-located tasks never at
-all. It keeps its bulk and its rights until it is answered, so that it can be delivered again after its
-server's death.
+A `Request` holds what its receiver needs twice over, decoded and encoded, each made when first
+asked for: a message between two tasks in address spaces of their own is never encoded again, one
+between two co-located tasks never at all. It keeps its bulk and its rights until it is answered, so
+that it can be delivered again after its server's death.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
 import msgspec
 import trio
 
-from core.abi import NO_SLOT
-from core.errors import AtollError, BadMessageError
+from core.abi import FIELDS_LIMIT, NO_SLOT
+from core.errors import AtollError, BadMessageError, MessageTooLargeError, ServerFaultError
 from core.userlib.interface import Bulk, Descriptor, Operation, encode
 
 if TYPE_CHECKING:
     from .ports import KernelRight
     from .tasks import KernelTask
     from .timers import Timer
+
+
+_UNENCODABLE: Final = (
+    TypeError,
+    OverflowError,
+    ValueError,
+    RecursionError,
+    NotImplementedError,
+    msgspec.MsgspecError,
+)
+"""What msgspec raises for a value that has no octets."""
 
 
 class Reply:
@@ -40,9 +51,14 @@ class Reply:
         self.fields = fields
 
     def encoded(self, spec: Operation) -> bytes:
-        """Return the fields as octets."""
+        """Return the fields as octets. ServerFaultError when they cannot be encoded."""
         if self.fields is None:
-            self.fields = encode(self.plain) if spec.reply_has_field else b""
+            try:
+                self.fields = encode(self.plain) if spec.reply_has_field else b""
+            except _UNENCODABLE as error:
+                raise ServerFaultError(f"reply to {spec}: {error}") from None
+            if len(self.fields) > FIELDS_LIMIT:
+                raise ServerFaultError(f"reply to {spec} has {len(self.fields)} octets of fields")
         return self.fields
 
     def discard(self) -> None:
@@ -80,6 +96,7 @@ class Request:
     redelivered = False
     abandoned = False
     deaths = 0
+    hops = 0
     on_end: Callable[[], None] | None = None
     timer: Timer | None = None
 
@@ -126,32 +143,27 @@ class Request:
         """The plain parameters as octets. BadMessageError when they cannot be encoded."""
         if self._fields is None:
             try:
-                self._fields = encode(self._arguments)
-            except (TypeError, OverflowError, ValueError, msgspec.MsgspecError) as error:
+                fields = encode(self._arguments)
+            except _UNENCODABLE as error:
                 raise BadMessageError(f"{self.spec}: {error}") from None
+            if len(fields) > FIELDS_LIMIT:
+                raise MessageTooLargeError(f"{self.spec}: {len(fields)} octets of fields")
+            self._fields = fields
         return self._fields
 
     def decode(self) -> None:
         """Decode the fields now. BadMessageError, the client's fault."""
         self._arguments = self.spec.decode_request(self._fields or b"")
 
-    def retarget(self, spec: Operation, right: KernelRight, fields: bytes) -> None:
+    def retarget(self, spec: Operation, right: KernelRight, arguments: tuple[Any, ...]) -> None:
         """Aim at another port: the server behind the first one passes the request on."""
         self.spec = spec
         self.port = right.port
         self.badge = right.badge
-        self._fields, self._arguments = fields, None
+        self._fields, self._arguments = None, arguments
         self.delivered = self.redelivered = False
-
-    def arguments(self) -> tuple[Any, ...]:
-        """Return what a co-located handler is called with; carried descriptors are duplicated."""
-        spec = self.spec
-        if len(spec.parameters) == spec.fields:
-            return self.plain
-        bulk: tuple[Bulk, ...] = (self.bulk,) if spec.bulk else ()
-        lent = tuple(Descriptor(os.dup(number)) for number in self.descriptors)
-        rights = tuple(right.derive() if right.port.alive else right for right in self.rights)
-        return (*self.plain, *bulk, *rights, *lent)
+        self.deaths = 0
+        self.hops += 1
 
     def reply(self, reply: Reply) -> None:
         """Answer the client; once."""
@@ -210,12 +222,21 @@ class Waiter:
                 carried.append(bytes(bulk) if isinstance(bulk, memoryview) else bulk)
             carried += reply.rights
             carried += [Descriptor(number) for number in reply.descriptors]
+            try:
+                for right in reply.rights:
+                    if request.client is not None:
+                        request.client.hold(right)
+            except AtollError as error:
+                reply.descriptors = ()  # the objects in `carried` close them
+                self.refused(request, error)
+                reply.discard()
+                return
             self.value = spec.join_reply(reply.plain, carried)
         else:
             self.value = reply.plain
         self._wake()
 
-    def refused(self, request: Request, error: AtollError) -> None:  # noqa: D102, ARG002
+    def refused(self, request: Request, error: AtollError) -> None:  # noqa: D102
         self.error = error
         self._wake()
 

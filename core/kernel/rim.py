@@ -24,10 +24,8 @@ from typing import Any, Final, Protocol
 
 import trio
 
-from core.errors import DeadlineError
-
 from .kernel import Kernel
-from .requests import Request, Waiter
+from .requests import Waiter
 from .timers import Timers
 
 _LINGER_S: Final = 1e-3
@@ -95,14 +93,6 @@ class Rim:
         number = watched.socket.fileno()
         if number in self._watched:
             self._watch(number, select.EPOLLIN | select.EPOLLOUT)
-
-    def expire(self, request: Request, delay_s: float) -> None:
-        """End a request with DeadlineError if it is not answered in time."""
-        kernel = self.kernel
-        timer = self.timers.arm(
-            delay_s, lambda: kernel.abort(request, DeadlineError(f"{request.spec} took too long"))
-        )
-        request.timer = timer
 
     kernel: Kernel
     """Set by boot, before `run`."""

@@ -1,8 +1,9 @@
 """Tasks: the units of restart, with the name space of rights that each one holds.
 
-A `KernelTask` is a place in the kernel's table. Its incarnations come and go: each has an *engine*, which is a line to
-a process or a server promoted into the kernel's own. What belongs to the place survives them: the main
-port with its queue, the rights granted by the system description, and whatever was kept.
+A `KernelTask` is a place in the kernel's table. Its incarnations come and go: each has an *engine*,
+which is a line to a process or a server promoted into the kernel's own. What belongs to the place
+survives them: the main port with its queue, the rights granted by the system description, and
+whatever was kept.
 
 Invariants:
 1. `names[1]` is the receive right of the main port, for as long as the place exists.
@@ -124,6 +125,7 @@ class KernelTask:
             name += 1
         self._next_name = name + 1 if name < (1 << 31) else FIRST_FREE_NAME
         self.names[name] = right
+        right.name = name
         return name
 
     def right(self, name: int) -> KernelRight:
@@ -134,11 +136,9 @@ class KernelTask:
         return right
 
     def forget(self, right: KernelRight) -> None:
-        """Take a right out of the name space, wherever it stands there."""
-        for name, held in self.names.items():
-            if held is right:
-                del self.names[name]
-                return
+        """Take a right out of the name space, if it stands there."""
+        if self.names.get(right.name) is right:
+            del self.names[right.name]
 
     def keep(self, label: str, number: int) -> None:
         """Keep a descriptor, owned from now on; what was kept under the label is closed."""
@@ -150,8 +150,9 @@ class KernelTask:
     def no_senders(self, port: Port, badge: int) -> None:
         """Tell the incarnation, or remember until there is one."""
         engine = self.engine
+        port.told[badge] = 0
         if self.state is not State.RUNNING or engine is None or not engine.no_senders(port, badge):
-            port.gone.add(badge)
+            port.gone[badge] = port.told.pop(badge, 0)
 
     def remember_end(self, reason: str) -> None:
         """Note why an incarnation ended."""

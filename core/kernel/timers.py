@@ -1,4 +1,7 @@
-"""Timers: what shall be done when, as a heap. The clock is passed in; the rim waits and calls `fire`."""
+"""Timers: what shall be done when, as a heap.
+
+The clock is passed in; the rim waits and calls `fire`.
+"""
 
 from __future__ import annotations
 

@@ -1,11 +1,13 @@
 """New address spaces: a process forked early, with all programs loaded, that forks the tasks.
 
-The zygote is forked before trio starts and before any device is opened, so its children hold nothing but
-what the kernel sends with the order to spawn. Starting a server costs a fork, about a millisecond.
+The zygote is forked before trio starts and before any device is opened, so its children hold
+nothing but what the kernel sends with the order to spawn. Starting a server costs a fork, about a
+millisecond.
 
-It is also the *last one out*. Its children die with it (PR_SET_PDEATHSIG). When the kernel's process goes away, by
-whatever means, the zygote finds its socket closed: it kills the tasks, undoes what the kernel asked it to
-undo (mounts, files), and ends. So nothing is left behind even when the kernel is killed with SIGKILL.
+It is also the *last one out*. Its children die with it (PR_SET_PDEATHSIG). When the kernel's
+process goes away, by whatever means, the zygote finds its socket closed: it kills the tasks, undoes
+what the kernel asked it to undo (mounts, files), and ends. So nothing is left behind even when the
+kernel is killed with SIGKILL.
 """
 
 from __future__ import annotations
@@ -231,7 +233,7 @@ class _Zygote:
                 os.kill(pid, signal.SIGKILL)
         for command in self._at_end.commands:
             with contextlib.suppress(OSError, subprocess.SubprocessError):
-                subprocess.run(command, check=False, timeout=10, stdin=subprocess.DEVNULL,  # noqa: S603
+                subprocess.run(command, check=False, timeout=10, stdin=subprocess.DEVNULL,
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
         for path in self._at_end.remove:
             with contextlib.suppress(OSError):

@@ -1,10 +1,12 @@
 """Boot: from a checked description to a running system, and back to nothing.
 
-`prepare` forks the zygote and must run before trio. `booted` makes the kernel, enters every task and every right
-of the description, and only then starts the servers, each after those it has rights to. Since ports
-belong to the kernel, a server may call another one that has not started yet: it simply waits.
+`prepare` forks the zygote and must run before trio. `booted` makes the kernel, enters every task
+and every right of the description, and only then starts the servers, each after those it has rights
+to. Since ports belong to the kernel, a server may call another one that has not started yet: it
+simply waits.
 
-A system ends in the reverse order, so that a server can still use what it depends on while it closes.
+A system ends in the reverse order, so that a server can still use what it depends on while it
+closes.
 """
 
 from __future__ import annotations
@@ -163,7 +165,7 @@ class System:
         right = self.task(server).names[1].derive(badge=user.place.badge)
         return user.connect(interface, right)
 
-    # -- incarnations --------------------------------------------------------------------------------
+    # -- incarnations ------------------------------------------------------------------------------
 
     def _start_incarnation(self, task: KernelTask) -> None:
         if task.program.placement is Placement.COLOCATED:
@@ -231,7 +233,7 @@ class System:
         self.failed.set()
         self._wake()
 
-    def _on_death(self, task: KernelTask, reason: str, orderly: bool) -> None:  # noqa: FBT001
+    def _on_death(self, task: KernelTask, reason: str, orderly: bool) -> None:
         self._wake()
         if task.program.placement is Placement.JOINED:
             self._joined_now -= 1
@@ -244,7 +246,7 @@ class System:
         else:
             self._announce(task, reason, orderly)
 
-    def _announce(self, task: KernelTask, reason: str, orderly: bool) -> None:  # noqa: FBT001
+    def _announce(self, task: KernelTask, reason: str, orderly: bool) -> None:
         supervisor = self.kernel.tasks.named(_SUPERVISOR)
         if supervisor is None:
             self.kernel.log(f"{task.name} ended and nobody supervises: {reason}")
@@ -279,7 +281,7 @@ class System:
     def _forgive_supervisor(self) -> None:
         self._supervisor_deaths -= 1
 
-    # -- joining ----------------------------------------------------------------------------------------
+    # -- joining -----------------------------------------------------------------------------------
 
     def join(
         self, connection: socket.socket, pid: int, grants: dict[str, Grant] | None = None
@@ -310,7 +312,7 @@ class System:
         self.kernel.ready(task)
         return task
 
-    # -- life ---------------------------------------------------------------------------------------------
+    # -- life --------------------------------------------------------------------------------------
 
     def at_end(self, commands: list[list[str]], remove: list[str]) -> None:
         """Have the zygote undo things when this process is gone, however it ends."""

@@ -12,8 +12,8 @@
     [joined]
     grants = { pipe = "pipe" }                # what programs get that join over the control socket
 
-Everything is checked before anything starts: a server that does not exist, a class that cannot be loaded, an
-operation that an interface lacks, an unknown word. The error names the line.
+Everything is checked before anything starts: a server that does not exist, a class that cannot be
+loaded, an operation that an interface lacks, an unknown word. The error names the line.
 """
 
 from __future__ import annotations

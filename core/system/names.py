@@ -1,7 +1,7 @@
 """The name server: rights by name.
 
-Who registers a right may pass it to strangers; who looks one up gets a copy, no more. The rights are kept
-by the kernel on the name server's behalf, so that they survive its death.
+Who registers a right may pass it to strangers; who looks one up gets a copy, no more. The rights
+are kept by the kernel on the name server's behalf, so that they survive its death.
 """
 
 from __future__ import annotations

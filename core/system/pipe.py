@@ -1,7 +1,8 @@
 """The pipe server: byte streams between tasks, with back-pressure and half-close.
 
-Each end of a pipe is a badged right to the pipe server's port. When the last right to an end is gone, the
-kernel says so, and the other end sees the end of the stream (reading) or EPIPE (writing), as with pipe(2).
+Each end of a pipe is a badged right to the pipe server's port. When the last right to an end is
+gone, the kernel says so, and the other end sees the end of the stream (reading) or EPIPE (writing),
+as with pipe(2).
 
 The pipes live in one memory object that the kernel keeps, so that they survive the server:
 
@@ -10,10 +11,11 @@ The pipes live in one memory object that the kernel keeps, so that they survive 
     +----------------+---------------------------------------------------+
     | pipe 1: ...
 
-A record stands twice, and one octet says which copy is valid; a change is written into the other copy and
-becomes valid with that octet, so a death at any instant leaves one whole record. It holds the ids of the last
-write and the last read with their outcome: either one, delivered again, is answered as before. What a read
-returned is freed by the *next* read, because until then it may be asked for again.
+A record stands twice, and one octet says which copy is valid; a change is written into the other
+copy and becomes valid with that octet, so a death at any instant leaves one whole record. It holds
+the ids of the last write and the last read with their outcome: either one, delivered again, is
+answered as before. What a read returned is freed by the *next* read, because until then it may be
+asked for again.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ class Pipes(Interface):
         """Return a new pipe's reading and writing end. Refused: EMFILE at PIPES_LIMIT."""
 
     @operation
-    async def attach(self, name: str, writing: bool) -> Right:  # noqa: FBT001
+    async def attach(self, name: str, writing: bool) -> Right:
         """Return an end of the pipe called `name`, which is made when there is none."""
 
     @operation(waits=True, room="size")
@@ -187,7 +189,7 @@ class PipeServer(Server):
         pipe = self._make("")
         return self._end(pipe, writing=False), self._end(pipe, writing=True)
 
-    def attach(self, name: str, writing: bool) -> Right:  # noqa: FBT001
+    def attach(self, name: str, writing: bool) -> Right:
         """Open an end of a named pipe."""
         if not name or len(name.encode()) > NAME_LIMIT or "/" in name or "\0" in name:
             raise Refused(errno.EINVAL, "a pipe's name has 1 to 255 octets, none of them / or NUL")

@@ -1,13 +1,14 @@
 """The supervisor: it decides what follows a death.
 
-The kernel tells it of every incarnation that ended. A server that dies now and then is started again at once; the
-more often it died lately, the longer the supervisor waits first; one that dies more than `intensity` times within
-`period_s` seconds is given up, and its clients get an error instead of waiting for ever. Words and rules follow
-Erlang's supervisor: a *permanent* server is always restarted, a *transient* one only after a fault, a
-*temporary* one never.
+The kernel tells it of every incarnation that ended. A server that dies now and then is started
+again at once; the more often it died lately, the longer the supervisor waits first; one that dies
+more than `intensity` times within `period_s` seconds is given up, and its clients get an error
+instead of waiting for ever. Words and rules follow Erlang's supervisor: a *permanent* server is
+always restarted, a *transient* one only after a fault, a *temporary* one never.
 
-The supervisor is an ordinary server with one more right: it may ask the kernel to spawn and to retire. Its own
-death is the kernel's to mend; it then hears again of all tasks that are down, so nothing is forgotten.
+The supervisor is an ordinary server with one more right: it may ask the kernel to spawn and to
+retire. Its own death is the kernel's to mend; it then hears again of all tasks that are down, so
+nothing is forgotten.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class SupervisorServer(Server):
         )
         self._due: dict[str, float] = {}
 
-    def died(self, name: str, generation: int, reason: str, orderly: bool) -> None:  # noqa: FBT001
+    def died(self, name: str, generation: int, reason: str, orderly: bool) -> None:
         """Decide. See the module head."""
         policy = self._policies.get(name, Policy())
         now = time.monotonic()
@@ -78,7 +79,7 @@ class SupervisorServer(Server):
         else:
             self._spawn(name)
 
-    def notified(self, bits: int) -> None:  # noqa: ARG002
+    def notified(self, bits: int) -> None:
         """A delay is over."""
         now = time.monotonic() + 0.002  # the kernel's timers may be a little early
         for name in [name for name, due in self._due.items() if due <= now]:

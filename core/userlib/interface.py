@@ -17,8 +17,8 @@ What a parameter or a result may be:
 * `Right`: a right that moves (or is copied) with the message;
 * `Descriptor`: a host file descriptor that is lent.
 
-Carried parameters stand last, in the order fields, bulk (at most one), rights, descriptors. A result
-is a single value, or a tuple `(fields, carried...)` in the same order.
+Carried parameters stand last, in the order fields, bulk (at most one), rights, descriptors. A
+result is a single value, or a tuple `(fields, carried...)` in the same order.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from typing import Any, ClassVar, Final, ParamSpec, TypeVar, overload
 
 import msgspec
 
-from core.abi import Right
+from core.abi import BULK_LIMIT, Right
 from core.errors import BadMessageError, ServerFaultError
 
 P = ParamSpec("P")
@@ -40,6 +40,20 @@ R = TypeVar("R")
 
 Bulk: typing.TypeAlias = bytes | bytearray | memoryview
 """Octets carried beside a message. A handler's `Bulk` is valid until it has replied."""
+
+
+def octets(bulk: Bulk) -> Bulk:
+    """Return the same memory as plain octets: its `len` is its size.
+
+    Raises:
+        BadMessageError: it is not contiguous, or no memory at all.
+    """
+    if type(bulk) is bytes:
+        return bulk
+    try:
+        return memoryview(bulk).cast("B")
+    except TypeError as error:
+        raise BadMessageError(f"this cannot be sent as bulk: {error}") from None
 
 
 class Descriptor:
@@ -125,6 +139,8 @@ class Operation:
         hints = typing.get_type_hints(self.function, include_extras=True)
         self.signature = inspect.signature(self.function)
         self.parameters = list(self.signature.parameters.values())[1:]
+        if any(parameter.name.startswith("_") for parameter in self.parameters):
+            raise TypeError(f"{self}: a parameter's name does not begin with an underscore")
         kinds = [_kind_of(hints[parameter.name]) for parameter in self.parameters]
         order = [("field", *_CARRIED).index(kind) for kind in kinds]
         if order != sorted(order) or kinds.count("bulk") > 1:
@@ -202,8 +218,9 @@ class Operation:
         return (plain, *carried) if self.reply_has_field else tuple(carried)
 
     def room_of(self, arguments: tuple[Any, ...]) -> int:
-        """Return how many octets of reply bulk the caller makes room for."""
-        return int(arguments[self.room_index]) if self.room is not None else 0
+        """Return how many octets of reply bulk the caller makes room for, whatever it asks for."""
+        wanted = arguments[self.room_index] if self.room is not None else 0
+        return max(0, min(wanted, BULK_LIMIT)) if isinstance(wanted, int) else 0
 
 
 _AsyncFunction = TypeVar("_AsyncFunction", bound=Callable[..., Awaitable[Any]])

@@ -1,15 +1,16 @@
 """A task in an address space of its own: `Task` over a line.
 
-Calls are numbered by the task. In a *blocking* task a call waits inside, and packets that arrive meanwhile and
-are not its answer are put aside for the serve loop. Under trio a call parks its trio task until the
-reader finds the answer. The kernel answers every call exactly once, also one that was aborted, so a slot
-of the transfer region is free again when the answer is there, not before.
+Calls are numbered by the task. In a *blocking* task a call waits inside, and packets that arrive
+meanwhile and are not its answer are put aside for the serve loop. Under trio a call parks its trio
+task until the reader finds the answer. The kernel answers every call exactly once, also one that
+was aborted, so a slot of the transfer region is free again when the answer is there, not before.
 """
 
 from __future__ import annotations
 
 import collections
 import itertools
+import math
 import os
 from collections.abc import Callable
 from typing import Any, ClassVar, Final
@@ -18,7 +19,16 @@ import msgspec
 import outcome
 import trio
 
-from core.abi import ALL_OPERATIONS, INLINE_LIMIT, NO_SLOT, SELF, Kind, Right
+from core.abi import (
+    ALL_OPERATIONS,
+    BULK_LIMIT,
+    INLINE_LIMIT,
+    NO_SLOT,
+    SELF,
+    SLOT_SIZE,
+    Kind,
+    Right,
+)
 from core.errors import (
     BadMessageError,
     DeadPortError,
@@ -27,7 +37,7 @@ from core.errors import (
     from_wire,
 )
 
-from .interface import Descriptor, Interface, Operation, encode
+from .interface import Descriptor, Interface, Operation, encode, octets
 from .kernel_calls import KernelCalls
 from .line import Line, Packet, aligned
 from .task import Task, complete, operations_mask
@@ -36,7 +46,8 @@ _REPLY: Final = int(Kind.REPLY)
 _decode_error: Final = msgspec.msgpack.Decoder(tuple[int, int, str]).decode
 MAIN_PORT: Final = 1
 """The name of the receive right of a server's own port, in every task that serves one."""
-SLOT_FOR_BULK: Final = INLINE_LIMIT
+_LONGEST_DEADLINE_S: Final = 4e6
+"""A header has 32 bits for a deadline in milliseconds."""
 
 
 class _NoPort:
@@ -104,25 +115,30 @@ class IsolatedTask(Task):
     # -- calls ------------------------------------------------------------------------------------
 
     def _send_call(
-        self, right: Right, spec: Operation, arguments: tuple[Any, ...], kind: Kind
+        self,
+        right: Right,
+        spec: Operation,
+        arguments: tuple[Any, ...],
+        kind: Kind,
+        deadline_s: float | None = None,
     ) -> tuple[int, int, int]:
         """Send a request; return its number, its slot, and where the reply's bulk starts there."""
-        if not isinstance(right, TaskRight):
-            raise NoRightError(f"{right!r} is not a right of this task")
-        fields = _encoded(spec, arguments[: spec.fields])
-        carried = arguments[spec.fields :]
         if len(arguments) != len(spec.parameters):
             raise BadMessageError(f"{spec} takes {len(spec.parameters)} arguments")
+        name = _name_of(right)
+        fields = _encoded(spec, arguments[: spec.fields])
+        carried = arguments[spec.fields :]
         bulk: Any = b""
         if spec.bulk:
-            bulk, carried = carried[0], carried[1:]
+            bulk, carried = octets(carried[0]), carried[1:]
         room = spec.room_of(arguments) if kind is Kind.CALL else 0
-        rights = tuple(right.name for right in carried[: spec.rights])
+        rights = tuple(_name_of(right) for right in carried[: spec.rights])
         descriptors = tuple(value.fileno() for value in carried[spec.rights :])
-        slot, start, size = NO_SLOT, 0, len(bulk)
+        slot, start, size = NO_SLOT, aligned(len(bulk)), len(bulk)
+        if size > BULK_LIMIT or start + room > SLOT_SIZE:
+            raise MessageTooLargeError(f"bulk of {size} and {room} octets; a slot has {SLOT_SIZE}")
         if size > INLINE_LIMIT or room > INLINE_LIMIT:
             slot = self._take_slot(kind)
-            start = aligned(size)
             self.line.region.view(slot, 0, size)[:] = bulk
             bulk = b""
         number = self._next()
@@ -130,7 +146,7 @@ class IsolatedTask(Task):
             self.line.send(
                 kind,
                 operation=spec.index,
-                name=right.name,
+                name=name,
                 request=number,
                 fields=fields,
                 bulk=bulk,
@@ -139,8 +155,9 @@ class IsolatedTask(Task):
                 room=room,
                 rights=rights,
                 descriptors=descriptors,
+                deadline_ms=_milliseconds(deadline_s),
             )
-        except MessageTooLargeError:
+        except BaseException:
             self.line.slots.give(slot)
             raise
         return number, slot, start
@@ -150,10 +167,16 @@ class IsolatedTask(Task):
             raise MessageTooLargeError(f"a message without reply carries {INLINE_LIMIT} octets")
         return self.line.slots.take()
 
-    async def call(self, right: Right, spec: Operation, arguments: tuple[Any, ...]) -> Any:  # noqa: D102
+    async def call(  # noqa: D102
+        self,
+        right: Right,
+        spec: Operation,
+        arguments: tuple[Any, ...],
+        deadline_s: float | None = None,
+    ) -> Any:
         if self.blocking:
-            return self.call_blocking(right, spec, arguments)
-        number, slot, start = self._send_call(right, spec, arguments, Kind.CALL)
+            return self.call_blocking(right, spec, arguments, deadline_s)
+        number, slot, start = self._send_call(right, spec, arguments, Kind.CALL, deadline_s)
         waiter = self._waiters[number] = _Waiter(spec, slot, start)
         waiter.task = trio.lowlevel.current_task()
 
@@ -164,13 +187,19 @@ class IsolatedTask(Task):
 
         return await trio.lowlevel.wait_task_rescheduled(abort)
 
-    def call_blocking(self, right: Right, spec: Operation, arguments: tuple[Any, ...]) -> Any:
+    def call_blocking(
+        self,
+        right: Right,
+        spec: Operation,
+        arguments: tuple[Any, ...],
+        deadline_s: float | None = None,
+    ) -> Any:
         """Make a call and wait for it right here; other packets are set aside."""
-        if spec.simple and isinstance(right, TaskRight):
+        if spec.simple and deadline_s is None and isinstance(right, TaskRight):
             number, slot, start = self._next(), NO_SLOT, 0
             self.line.call_simple(right.name, spec.index, number, _encoded(spec, arguments))
         else:
-            number, slot, start = self._send_call(right, spec, arguments, Kind.CALL)
+            number, slot, start = self._send_call(right, spec, arguments, Kind.CALL, deadline_s)
         receive = self.line.receive
         while True:
             packet = receive()
@@ -188,13 +217,20 @@ class IsolatedTask(Task):
     def answered(self, packet: Packet) -> None:
         """Take an answer that the serve loop has read, and wake the trio task that waits for it."""
         waiter = self._waiters.pop(packet.request, None)
-        if waiter is None:
-            return
-        if waiter.task is None:
-            self.line.slots.give(waiter.slot)
+        if waiter is None or waiter.task is None:
+            # Too late: the call was cancelled. What the answer carries is nobody's.
+            self.line.slots.give(waiter.slot if waiter is not None else NO_SLOT)
+            self.give_up(packet)
             return
         result = outcome.capture(self._answer, packet, waiter.spec, waiter.slot, waiter.start)
         trio.lowlevel.reschedule(waiter.task, result)
+
+    def give_up(self, packet: Packet) -> None:
+        """Close and drop what a packet carries, without waiting for anything."""
+        for number in packet.descriptors:
+            os.close(number)
+        for name in packet.rights:
+            self._send_call(TaskRight(SELF), KernelCalls.named("drop"), (name,), Kind.CALL)
 
     def system_ended(self) -> None:
         """Let every call under trio that still waits fail, because the kernel is gone."""
@@ -232,7 +268,7 @@ class IsolatedTask(Task):
             raise NoRightError(f"{right!r} is not a right of this task")
         self.line.send(Kind.NOTIFY, name=right.name, request=bits)
 
-    # -- kernel calls that plain code makes ---------------------------------------------------------
+    # -- kernel calls that plain code makes --------------------------------------------------------
 
     def _kernel(self, name: str, *arguments: Any) -> Any:
         return self.call_blocking(TaskRight(SELF), KernelCalls.named(name), arguments)
@@ -265,6 +301,10 @@ class IsolatedTask(Task):
     def revoke(self, right: Right) -> None:  # noqa: D102
         self._kernel("revoke", _name_of(right))
 
+    def mint_once(self, badge: int) -> Right:  # noqa: D102
+        right: Right = self._kernel("mint_once", MAIN_PORT, badge)
+        return right
+
     def keep(self, label: str, descriptor: int) -> None:  # noqa: D102
         duplicate = Descriptor(os.dup(descriptor))
         self._kernel("keep", label, duplicate)
@@ -277,6 +317,10 @@ class IsolatedTask(Task):
             return None
         return descriptor.take()
 
+    def abandoned(self, badge: int) -> bool:
+        """Tell whether no right to the task's own port with this badge is left."""
+        return bool(self._kernel("abandoned", badge))
+
     def keep_right(self, label: str, right: Right) -> None:  # noqa: D102
         self._kernel("keep_right", label, right)
 
@@ -287,7 +331,7 @@ class IsolatedTask(Task):
         self._kernel("forget", label)
 
     def arm(self, delay_s: float, bits: int) -> int:  # noqa: D102
-        return int(self._kernel("arm", int(delay_s * 1000), bits))
+        return int(self._kernel("arm", math.ceil(max(0.0, delay_s) * 1000), bits))
 
     def disarm(self, timer: int) -> None:  # noqa: D102
         self._kernel("disarm", timer)
@@ -307,6 +351,13 @@ def _encoded(spec: Operation, arguments: tuple[Any, ...]) -> bytes:
         return encode(arguments)
     except (TypeError, OverflowError, ValueError, msgspec.MsgspecError) as error:
         raise BadMessageError(f"{spec}: {error}") from None
+
+
+def _milliseconds(deadline_s: float | None) -> int:
+    """Return a deadline as it stands in a header: 0 for none, never less than one millisecond."""
+    if deadline_s is None:
+        return 0
+    return max(1, math.ceil(min(max(deadline_s, 0.0), _LONGEST_DEADLINE_S) * 1000))
 
 
 def _name_of(right: Right) -> int:

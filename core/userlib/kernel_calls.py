@@ -1,8 +1,9 @@
 """The kernel calls, as the interface of the port that every task has from its birth.
 
-Together with what a line carries by itself (call, send, receive, reply, forward, notify; `core.abi.Kind`)
-these are all the ways to ask something of the kernel. `names` are the caller's own numbers for its rights.
-What an ordinary task may not do (spawn, kill, restart and look at others) is masked out of its right.
+Together with what a line carries by itself (call, send, receive, reply, forward, notify;
+`core.abi.Kind`) these are all the ways to ask something of the kernel. `names` are the caller's own
+numbers for its rights. What an ordinary task may not do (spawn, kill, restart and look at others)
+is masked out of its right.
 """
 
 from __future__ import annotations
@@ -68,8 +69,8 @@ class KernelCalls(Interface):
     async def mint(self, name: int, badge: int, mask: int) -> Right:
         """Return a send right derived from the right `name`.
 
-        From a receive right any badge may be given; from a send right the badge stays, and the mask can
-        only lose operations.
+        From a receive right any badge may be given; from a send right the badge stays, and the mask
+        can only lose operations.
         """
 
     @operation
@@ -85,6 +86,14 @@ class KernelCalls(Interface):
         """Give up a right. A receive right takes its port with it."""
 
     @operation(idempotent=True)
+    async def abandoned(self, badge: int) -> bool:
+        """Tell whether no right to the caller's first port with this badge is left.
+
+        Asked before vanished senders are dealt with: such a right may have been made meanwhile.
+        If one was, the kernel will tell again.
+        """
+
+    @operation(idempotent=True)
     async def inspect(self, name: int) -> RightInfo:
         """Return what a right is."""
 
@@ -94,7 +103,10 @@ class KernelCalls(Interface):
 
     @operation
     async def seal(self, memory: Descriptor) -> None:
-        """Make a memory object unchangeable for everyone. Refused while somebody has it mapped to write."""
+        """Make a memory object unchangeable for everyone.
+
+        Refused while somebody has it mapped to write.
+        """
 
     @operation
     async def keep(self, label: str, descriptor: Descriptor) -> None:

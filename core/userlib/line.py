@@ -1,7 +1,8 @@
 """A task's end of its line: packets out, packets in, and the task's half of the transfer region.
 
-The line knows nothing of interfaces or servers. It packs and unpacks what `core.abi` draws. Receiving reuses one
-buffer, so a `Packet` owns copies of what is small and views of the transfer region for what is large.
+The line knows nothing of interfaces or servers. It packs and unpacks what `core.abi` draws.
+Receiving reuses one buffer, so a `Packet` owns copies of what is small and views of the transfer
+region for what is large.
 """
 
 from __future__ import annotations
@@ -60,7 +61,10 @@ def aligned(size: int) -> int:
 
 
 class Slots:
-    """The free slots of one half of a transfer region. Last in, first out: warm pages come first."""
+    """The free slots of one half of a transfer region.
+
+    Last in, first out: warm pages come first.
+    """
 
     def __init__(self, first: int) -> None:
         self._free = list(range(first + SLOTS - 1, first - 1, -1))
@@ -88,7 +92,10 @@ class Region:
         self._view = memoryview(self.memory)
 
     def view(self, slot: int, start: int, size: int) -> memoryview:
-        """Return `size` octets of a slot, beginning at `start`. Bounds are the caller's to check."""
+        """Return `size` octets of a slot, beginning at `start`.
+
+        Bounds are the caller's to check.
+        """
         begin = slot * SLOT_SIZE + start
         return self._view[begin : begin + size]
 
@@ -102,7 +109,10 @@ class Region:
 
 
 class Packet:
-    """One received packet, unpacked. `fields` and inline bulk are copies; region bulk is named by `slot`."""
+    """One received packet, unpacked.
+
+    `fields` and inline bulk are copies; region bulk is named by `slot`.
+    """
 
     __slots__ = (
         "badge",

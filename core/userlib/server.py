@@ -11,20 +11,22 @@
         def greet(self, name: str) -> str:
             return f"hello {name}"
 
-That is a whole server. It is restarted when it dies, its clients wait meanwhile, and requests that were in
-flight are delivered again with the id they had. A method whose operation waits is `async`; all others are
-plain functions and run to their end before the next request is taken, so a plain handler needs no locks
-and at most one request is ever applied but unanswered.
+That is a whole server. It is restarted when it dies, its clients wait meanwhile, and requests that
+were in flight are delivered again with the id they had. A method whose operation waits is `async`;
+all others are plain functions and run to their end before the next request is taken, so a plain
+handler needs no locks and at most one request is ever applied but unanswered.
 
-A handler raises `core.errors.Refused` (or another `AtollError`) to decline. Any other exception is a *fault*:
-the incarnation ends, is started again, and the request is delivered again until the kernel takes it for
-poison.
+A handler raises `core.errors.Refused` (or another `AtollError`) to decline. Any other exception is
+a *fault*: the incarnation ends, is started again, and the request is delivered again until the
+kernel takes it for poison.
 """
 
 from __future__ import annotations
 
 import inspect
 from typing import Any, ClassVar
+
+from core.abi import Right
 
 from .interface import Bulk, Interface, Operation
 from .task import Task
@@ -37,8 +39,8 @@ class NoOperations(Interface):
 class Request:
     """What a handler may know of the request it is serving.
 
-    One object per server is reused: it is valid in plain handlers, and in async handlers until the first
-    await.
+    One object per server is reused: it is valid in plain handlers, and in async handlers until the
+    first await.
 
     Attributes:
         id: unique within this boot; the same when the request is delivered again.
@@ -65,6 +67,28 @@ class Request:
         return memoryview(bytearray(size))
 
 
+class Forward(Exception):  # noqa: N818 - not an error: an answer of the server
+    """Raised by a handler: another server shall answer this request, straight to the client.
+
+        raise Forward(self.task.rights["disk"], Disk.read, offset, size)
+
+    What the request carries beside its fields (bulk, rights, descriptors) goes along, so the other
+    operation has to take it; it has to reply what the client expects. The handler's own server is
+    rid of the request: it may even end before the answer is there.
+
+    Args:
+        right: a send right to the other server's port.
+        method: the operation, as declared: a method of the interface.
+        arguments: its plain parameters.
+    """
+
+    def __init__(self, right: Right, method: Any, *arguments: Any) -> None:
+        super().__init__(right, method, *arguments)
+        self.right = right
+        self.spec: Operation = method.__operation__
+        self.arguments = arguments
+
+
 class Server:
     """Base of all servers. See the module head for the form, `Task` for what a server may do."""
 
@@ -83,7 +107,10 @@ class Server:
         """Prepare for the first request; other servers may be called. Runs in every incarnation."""
 
     async def run(self) -> None:
-        """Run beside the handlers until cancelled. A server that defines it is served under trio."""
+        """Run beside the handlers until cancelled.
+
+        A server that defines it is served under trio.
+        """
 
     def stop(self) -> None:
         """End in good order. Not called when the task is killed."""
@@ -120,4 +147,4 @@ def handlers_of(server: Server) -> list[Any]:
     return [getattr(server, spec.name) for spec in server.interface.OPERATIONS]
 
 
-__all__ = ["Bulk", "NoOperations", "Request", "Server", "handlers_of", "is_blocking"]
+__all__ = ["Bulk", "Forward", "NoOperations", "Request", "Server", "handlers_of", "is_blocking"]

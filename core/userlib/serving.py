@@ -1,16 +1,19 @@
 """The serve loops of a task in an address space of its own.
 
-A server none of whose operations waits is served by a plain blocking loop: receive, handle, reply. No scheduler
-stands between the packet and the handler, which is what makes it fast. All others are served under
+A server none of whose operations waits is served by a plain blocking loop: receive, handle, reply.
+No scheduler stands between the packet and the handler, which is what makes it fast. All others are
+served under
 trio: one reader drains the line, plain handlers run in the reader, async ones as trio tasks that an
 abort cancels.
 
-A handler's exception that is no `AtollError` is reported to the kernel with the guilty request and ends the
-incarnation.
+A handler's exception that is no `AtollError` is reported to the kernel with the guilty request and
+ends the incarnation.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import importlib
 import os
 import select
@@ -21,12 +24,19 @@ from typing import Any, Final, NoReturn
 import trio
 
 from core.abi import FLAG_REDELIVERED, INLINE_LIMIT, NO_SLOT, Kind
-from core.errors import AtollError, BadMessageError, MessageTooLargeError, to_wire
+from core.errors import (
+    AbortedError,
+    AtollError,
+    BadMessageError,
+    MessageTooLargeError,
+    NoRightError,
+    to_wire,
+)
 
-from .interface import Descriptor, Operation, encode
+from .interface import Descriptor, Operation, encode, octets
 from .isolated import Birth, IsolatedTask, TaskRight
 from .line import ClosedError, Line, Packet, Region, aligned
-from .server import Server, handlers_of, is_blocking
+from .server import Forward, Server, handlers_of, is_blocking
 from .task import complete
 
 _CALL: Final = int(Kind.CALL)
@@ -47,6 +57,7 @@ class Dispatcher:
     """Turns packets into calls of a server's handlers, and results into packets."""
 
     def __init__(self, task: IsolatedTask, server: Server) -> None:
+        self._task = task
         self._line = task.line
         self.server = server
         self.specs = server.interface.OPERATIONS
@@ -92,7 +103,7 @@ class Dispatcher:
         plain, carried = spec.split_reply(result)
         bulk: Any = b""
         if spec.reply_bulk:
-            bulk, carried = carried[0], carried[1:]
+            bulk, carried = octets(carried[0]), carried[1:]
         slot, size = NO_SLOT, len(bulk)
         if size > INLINE_LIMIT:
             slot = self._place(packet, bulk, size)
@@ -114,13 +125,16 @@ class Dispatcher:
         """Put the reply's bulk into the request's slot, unless the handler wrote it there."""
         if packet.slot == NO_SLOT or size > packet.room:
             raise MessageTooLargeError(f"{size} octets of reply for {packet.room} octets of room")
-        in_place = isinstance(bulk, memoryview) and bulk.obj is self._line.region.memory
-        if not in_place:
-            self._line.region.view(packet.slot, aligned(packet.bulk_size), size)[:] = bulk
+        place = self._line.region.view(packet.slot, aligned(packet.bulk_size), size)
+        if not (isinstance(bulk, memoryview) and _same_place(bulk, place)):
+            place[:] = bulk
         return packet.slot
 
     def refuse(self, packet: Packet, error: AtollError) -> None:
-        """Send an error to the kernel."""
+        """Send an error to the kernel, and give up the rights that the request carried."""
+        for name in packet.rights:
+            with contextlib.suppress(NoRightError):
+                self._task.drop(TaskRight(name))
         if packet.kind == Kind.CALL:
             self._line.send(Kind.ERROR, request=packet.request, fields=encode(to_wire(error)))
 
@@ -135,10 +149,12 @@ class Dispatcher:
             if packet.kind == Kind.NOTIFY:
                 self.server.notified(packet.request)
             elif packet.kind == Kind.NO_SENDERS:
-                self.server.no_senders(packet.badge)
+                self._no_senders(packet.badge)
             else:
                 spec, handler, arguments = self.prepare(packet)
                 self.reply(packet, spec, handler(*arguments))
+        except Forward as forward:
+            self._forward(packet, forward)
         except AtollError as error:
             self.refuse(packet, error)
         except ClosedError:
@@ -154,12 +170,41 @@ class Dispatcher:
         request.redelivered = packet.flags & FLAG_REDELIVERED != 0
         try:
             fields = encode(self._handlers[packet.operation](*spec.decode_request(packet.fields)))
+        except Forward as forward:
+            self._forward(packet, forward)
+            return
         except AtollError as error:
             self.refuse(packet, error)
             return
         except Exception as error:
             raise Fault(number) from error
-        self._line.reply_simple(number, fields)
+        try:
+            self._line.reply_simple(number, fields)
+        except MessageTooLargeError as error:
+            self.refuse(packet, error)
+
+    def _no_senders(self, badge: int) -> None:
+        """Deal with senders that vanished, and tell the kernel when that is done."""
+        if self._task.abandoned(badge):
+            self.server.no_senders(badge)
+            self._line.send(Kind.NO_SENDERS, request=badge)
+
+    def _forward(self, packet: Packet, forward: Forward) -> None:
+        """Pass a request on to another server."""
+        name = getattr(forward.right, "name", 0)
+        if packet.kind == Kind.CALL:
+            self._line.send(
+                Kind.FORWARD,
+                operation=forward.spec.index,
+                name=name,
+                request=packet.request,
+                fields=encode(forward.arguments),
+            )
+            return
+        carried = self.arguments_of(packet, self.specs[packet.operation])[
+            self.specs[packet.operation].fields :
+        ]
+        self._task.send(forward.right, forward.spec, (*forward.arguments, *carried))
 
     async def handle_waiting(self, packet: Packet, scope: trio.CancelScope) -> None:
         """Serve one request whose operation waits; the scope is cancelled by an abort."""
@@ -167,6 +212,10 @@ class Dispatcher:
             with scope:
                 spec, handler, arguments = self.prepare(packet)
                 self.reply(packet, spec, await handler(*arguments))
+            if scope.cancelled_caught:  # the kernel has to know that it may forget the request
+                self.refuse(packet, AbortedError("withdrawn"))
+        except Forward as forward:
+            self._forward(packet, forward)
         except AtollError as error:
             self.refuse(packet, error)
         except ClosedError:
@@ -189,7 +238,9 @@ def _serve_blocking(task: IsolatedTask, server: Server) -> None:
         if kind == Kind.STOP:
             server.stop()
             return
-        if kind != Kind.ABORT:  # too late: a plain handler has replied when the abort is read
+        if kind in (Kind.REPLY, Kind.ERROR):
+            task.answered(packet)
+        elif kind != Kind.ABORT:  # too late: a plain handler has replied when the abort is read
             handle(packet)
 
 
@@ -202,6 +253,7 @@ class _TrioLoop:
         self._scopes: dict[int, trio.CancelScope] = {}
         self._dispatcher = Dispatcher(task, server)
         self._aside = trio.Event()
+        self._stopping = False
 
     async def run(self) -> None:
         task = self._task
@@ -213,11 +265,14 @@ class _TrioLoop:
             await self._server.start()
             task.line.send(Kind.READY)
             nursery.start_soon(self._server.run)
+        if self._stopping:
+            self._server.stop()
 
     async def _read(self, nursery: trio.Nursery) -> None:
         line = self._task.line
         while True:
             for _ in range(_DRAIN_LIMIT):
+                self._serve_set_aside(nursery)
                 try:
                     packet = line.receive(socket.MSG_DONTWAIT)
                 except BlockingIOError:
@@ -230,8 +285,12 @@ class _TrioLoop:
         while True:
             await self._aside.wait()
             self._aside = trio.Event()
-            while self._task.set_aside:
-                self._take(self._task.set_aside.popleft(), nursery)
+            self._serve_set_aside(nursery)
+
+    def _serve_set_aside(self, nursery: trio.Nursery) -> None:
+        """Serve what came while a kernel call waited, before anything that came later."""
+        while self._task.set_aside:
+            self._take(self._task.set_aside.popleft(), nursery)
 
     def _take(self, packet: Packet, nursery: trio.Nursery) -> None:
         kind = packet.kind
@@ -242,19 +301,28 @@ class _TrioLoop:
             if scope is not None:
                 scope.cancel()
         elif kind == Kind.STOP:
-            self._server.stop()
+            self._stopping = True
             nursery.cancel_scope.cancel()
         elif kind in (Kind.CALL, Kind.SEND) and self._dispatcher.specs[packet.operation].waits:
-            nursery.start_soon(self._serve_waiting, packet)
+            # The scope is there at once, because an abort may be the next packet.
+            scope = self._scopes[packet.request] = trio.CancelScope()
+            nursery.start_soon(self._serve_waiting, packet, scope)
         else:
             self._dispatcher.handle(packet)
 
-    async def _serve_waiting(self, packet: Packet) -> None:
-        scope = self._scopes[packet.request] = trio.CancelScope()
+    async def _serve_waiting(self, packet: Packet, scope: trio.CancelScope) -> None:
         try:
             await self._dispatcher.handle_waiting(packet, scope)
         finally:
             del self._scopes[packet.request]
+
+
+def _same_place(view: memoryview, place: memoryview) -> bool:
+    """Tell whether a handler's result is the very memory that the reply goes to."""
+    if view.obj is not place.obj or view.readonly:
+        return False
+    address = ctypes.c_char.from_buffer
+    return ctypes.addressof(address(view)) == ctypes.addressof(address(place))
 
 
 def _load(program: str) -> type[Server]:

@@ -1,14 +1,14 @@
 """Client stubs, derived from interfaces.
 
-A stub is a subclass of the interface, made once, whose methods make the call. The source of each method
-is generated from the operation's signature, as dataclasses does for `__init__`, because this is the
-hottest path of the system: when the server runs in the same process and need not wait, the stub checks
-the right and the types of the arguments and calls the handler directly, on the caller's turn
-(*hand-off*). Everything else goes through `Task.call`.
+A stub is a subclass of the interface, made once, whose methods make the call. The source of each
+method is generated from the operation's signature, as dataclasses does for `__init__`, because this
+is the hottest path of the system: when the server runs in the same process and need not wait, the
+stub checks the right and the types of the arguments and calls the handler directly, on the caller's
+turn (*hand-off*). Everything else goes through `Task.call`.
 
-What makes hand-off possible is `Right.port.direct`, which the kernel sets while the server of a port
-is co-located, running and idle, and takes away otherwise. A task in an address space of its own
-never sees one.
+What makes hand-off possible is `Right.port.direct`, which the kernel sets while the server of a
+port is co-located, running and idle, and takes away otherwise. A task in an address space of its
+own never sees one.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _PLAIN: typing.Final = (int, str, bytes, bool, float)
 
 _METHOD = """\
 async def {name}(_self{parameters}):
+    {check}
     _right = _self._right
     _direct = _right.port.direct
     if _direct is not None and _right.mask >> {index} & 1:
         _handler = _direct.handlers[{index}]
         if _handler is not None:
-            {check}
             _request = _direct.request
             _request.id = _direct.next_id()
             _request.badge = _right.badge
@@ -56,6 +56,8 @@ def _condition(name: str, annotation: Any, scope: dict[str, Any]) -> str:
     """Return a Python expression that is true when the argument has the declared type."""
     if annotation == Bulk:
         return f"isinstance({name}, (bytes, bytearray, memoryview))"
+    if annotation is float:
+        return f"type({name}) in (float, int)"
     if annotation in _PLAIN:
         return f"type({name}) is {annotation.__name__}"
     if isinstance(annotation, type) and issubclass(annotation, msgspec.Struct):
@@ -85,7 +87,9 @@ def _method(spec: Operation) -> Callable[..., Any]:
 
     hints = typing.get_type_hints(spec.function)
     scope: dict[str, Any] = {"_spec": spec, "_AtollError": AtollError, "_refuse": refuse}
-    names, parameters, conditions = [], [], []
+    names: list[str] = []
+    parameters: list[str] = []
+    conditions: list[str] = []
     for parameter in spec.parameters:
         names.append(parameter.name)
         default = ""
@@ -109,6 +113,35 @@ def _method(spec: Operation) -> Callable[..., Any]:
     method.__doc__ = spec.function.__doc__
     method.__qualname__ = f"{spec.interface}.{spec.name}"
     return typing.cast("Callable[..., Any]", method)
+
+
+class _Hurried:
+    """Stands for the task in a stub whose calls have a deadline."""
+
+    __slots__ = ("_deadline_s", "_task")
+
+    def __init__(self, task: Any, deadline_s: float) -> None:
+        self._task = task
+        self._deadline_s = deadline_s
+
+    async def call(self, right: Any, spec: Operation, arguments: tuple[Any, ...]) -> Any:
+        return await self._task.call(right, spec, arguments, self._deadline_s)
+
+
+def with_deadline(stub: I, deadline_s: float) -> I:
+    """Return a stub for the same right whose every call fails with DeadlineError after a time.
+
+    The server is told to abort. A hand-off, which runs on the caller's own turn, does not wait and
+    so never meets its deadline.
+
+    Args:
+        deadline_s: seconds that each call may take.
+    """
+    hurried: Any = stub
+    task = hurried._task  # noqa: SLF001 - this is the stub's own module
+    if isinstance(task, _Hurried):
+        task = task._task  # noqa: SLF001
+    return stub_class(type(stub).__bases__[0])(_Hurried(task, deadline_s), hurried.right)
 
 
 @functools.cache

@@ -1,8 +1,8 @@
 """What a program knows of its own task: its rights, its options, and the kernel calls.
 
 `Task` is what a server is given at its start. Two classes implement it, one for each placement:
-`core.userlib.isolated` over the line, `core.kernel.colocated` by calling the kernel directly. A server
-written against `Task` therefore runs unchanged in both.
+`core.userlib.isolated` over the line, `core.kernel.colocated` by calling the kernel directly. A
+server written against `Task` therefore runs unchanged in both.
 """
 
 from __future__ import annotations
@@ -57,8 +57,18 @@ class Task(abc.ABC):
         return stub_class(interface)(self, right)
 
     @abc.abstractmethod
-    async def call(self, right: Right, spec: Operation, arguments: tuple[Any, ...]) -> Any:
-        """Make a call and return the reply's value. The derived stubs end here."""
+    async def call(
+        self,
+        right: Right,
+        spec: Operation,
+        arguments: tuple[Any, ...],
+        deadline_s: float | None = None,
+    ) -> Any:
+        """Make a call and return the reply's value. The derived stubs end here.
+
+        Args:
+            deadline_s: seconds from now after which it fails with DeadlineError; None: never.
+        """
 
     @abc.abstractmethod
     def send(self, right: Right, spec: Operation, arguments: tuple[Any, ...]) -> None:
@@ -76,6 +86,10 @@ class Task(abc.ABC):
             badge: what the server will see in `request.badge`; choose it unequal 0.
             operations: the names of the only operations allowed; None: all.
         """
+
+    @abc.abstractmethod
+    def mint_once(self, badge: int) -> Right:
+        """Return a new right to the task's own port that is used up by one message."""
 
     @abc.abstractmethod
     def attenuate(self, right: Right, operations: list[str], interface: type[Interface]) -> Right:
@@ -144,8 +158,8 @@ def operations_mask(interface: type[Interface], operations: list[str] | None) ->
 def complete(call: Coroutine[Any, Any, T]) -> T:
     """Run a call that does not suspend, from plain code, and return its result.
 
-    In a blocking task every call blocks inside instead of suspending; in the kernel's process a call
-    to a co-located server's plain operation does not suspend either.
+    In a blocking task every call blocks inside instead of suspending; in the kernel's process a
+    call to a co-located server's plain operation does not suspend either.
 
     Raises:
         RuntimeError: the call would have suspended.
