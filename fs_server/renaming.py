@@ -62,12 +62,13 @@ def _look_up(
     tables: Tables, caller: Caller, old: tuple[int, bytes], new: tuple[int, bytes], flags: int
 ) -> _Move:
     source, target = tables.inodes.directory(old[0]), tables.inodes.directory(new[0])
+    demand(source, caller, EXECUTE)
+    demand(target, caller, EXECUTE)
     if old[1] in DOTS:
         raise Refused(errno.EBUSY)
     if new[1] in DOTS:
         raise Refused(errno.EEXIST if flags & RENAME_NOREPLACE else errno.EBUSY)
     moved = existing(tables, source, caller, old[1])
-    demand(target, caller, EXECUTE)
     check_name(new[1])
     number = tables.entries.find(target.number, new[1])
     if number == ABSENT and flags & RENAME_EXCHANGE:
