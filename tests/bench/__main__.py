@@ -1,0 +1,96 @@
+"""`make bench`: every benchmark, pinned to one CPU and unpinned, as ratios against peers of the same run.
+
+    python -m tests.bench [ipc] [fuse] [ping]
+
+Nothing here passes or fails. What was aimed at stands beside what was measured; absolute times are a matter
+of the machine and its mood, ratios within one table are not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Final
+
+from . import fuse, ipc, ping
+
+FUSE_PEERS: Final[fuse.Peers] = {
+    "bare, stock": fuse.python("tests.bench.bare_fuse"),
+    "co-located": fuse.python("tests.support.system_mount", "colocated"),
+    "isolated": fuse.python("tests.support.system_mount", "process"),
+}
+FUSE_ROUNDS: Final = 3
+IPC_PEERS: Final = ("bare SEQPACKET pair", "trio memory channel", "multiprocessing.Pipe")
+
+
+def _pinned_json(module: str, *, pinned: bool) -> dict[str, float]:
+    """Run a benchmark in a process of its own, because it forks before trio, and return its rows."""
+    words = [
+        sys.executable,
+        "-c",
+        f"import json; from tests.bench import {module} as m; print(json.dumps(m.run()))",
+    ]
+    pin = ["taskset", "-c", str(min(os.sched_getaffinity(0)))] if pinned else []
+    done = subprocess.run([*pin, *words], check=True, stdout=subprocess.PIPE, text=True)
+    return {name: float(value) for name, value in json.loads(done.stdout.splitlines()[-1]).items()}
+
+
+def _title(text: str, *, pinned: bool) -> None:
+    print(f"\n{text}, {'pinned to one CPU' if pinned else 'unpinned'}")
+
+
+def show_ipc(*, pinned: bool) -> None:
+    """Messages: each row beside a bare SEQPACKET round trip."""
+    _title("messages", pinned=pinned)
+    rows = _pinned_json("ipc", pinned=pinned)
+    bare = rows["bare SEQPACKET pair"]
+    for name, median in sorted(rows.items(), key=lambda row: row[0] not in IPC_PEERS):
+        mark = "  (peer)" if name in IPC_PEERS or "multiprocessing" in name else ""
+        print(f"  {name:40} {median:10.2f} us {median / bare:8.2f} x bare{mark}")
+
+
+def show_fuse(*, pinned: bool) -> None:
+    """A mount: each row of Atoll beside a bare file system on stock pyfuse3."""
+    _title("mount", pinned=pinned)
+    results = fuse.compare(FUSE_PEERS, pinned=pinned, rounds=FUSE_ROUNDS)
+    print(fuse.table(results))
+    bare = results["bare, stock"]
+    for peer in ("co-located", "isolated"):
+        ratios = ", ".join(
+            f"{name.removesuffix(' µs')} {results[peer][name] / bare[name]:.2f}"
+            for name in fuse.WORKLOADS
+            if name in results[peer] and name in bare and name != "client alone µs"
+        )
+        print(f"  {peer} / bare: {ratios}")
+
+
+def show_ping(*, pinned: bool) -> None:
+    """A ping beside twenty lines of trio."""
+    _title("ping", pinned=pinned)
+    rows = _pinned_json("ping", pinned=pinned)
+    bare = rows["bare trio responder"]
+    for name, median in rows.items():
+        print(f"  {name:24} {median:8.1f} us {median / bare:6.2f} x")
+
+
+TABLES: Final[dict[str, Callable[..., None]]] = {
+    "ipc": show_ipc,
+    "fuse": show_fuse,
+    "ping": show_ping,
+}
+
+
+def main(*words: str) -> None:
+    """Print the tables that are asked for, or all."""
+    for name, show in TABLES.items():
+        if not words or name in words:
+            for pinned in (True, False):
+                show(pinned=pinned)
+                sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
