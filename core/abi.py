@@ -117,7 +117,10 @@ class Kind(enum.IntEnum):
     READY = 9
     """[t] the task has started and serves; fields are empty."""
     FAULT = 10
-    """[t] the task ends because of an exception; `request` is the guilty request or 0, fields the trace."""
+    """[t] the task ends because of an exception; fields are the trace.
+
+    `request` is the guilty request or 0.
+    """
     STOP = 11
     """[k] end in good order."""
 

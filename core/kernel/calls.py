@@ -12,7 +12,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from core.abi import RightKind
-from core.errors import BadMessageError, LimitError, NoRightError, TaskError, WrongRightError
+from core.errors import (
+    AtollError,
+    BadMessageError,
+    LimitError,
+    NoRightError,
+    TaskError,
+    WrongRightError,
+)
 from core.userlib.interface import encode
 from core.userlib.kernel_calls import PRIVILEGED, KernelCalls, PortInfo, RightInfo, TaskInfo
 from core.userlib.line import Packet
@@ -36,6 +43,9 @@ _SPECS: Final = KernelCalls.OPERATIONS
 _PRIVILEGED_MASK: Final = sum(1 << KernelCalls.named(name).index for name in PRIVILEGED)
 ORDINARY_MASK: Final = ~_PRIVILEGED_MASK & (1 << len(_SPECS)) - 1
 """The kernel calls that every task may make."""
+_KEEPING_MASK: Final = sum(1 << KernelCalls.named(name).index for name in ("keep", "keep_right"))
+JOINED_MASK: Final = ORDINARY_MASK & ~_KEEPING_MASK
+"""Those of a program of the host, which has no later incarnation to keep anything for."""
 FULL_MASK: Final = (1 << len(_SPECS)) - 1
 
 
@@ -69,12 +79,19 @@ def serve_kernel_call(line: KernelLine, packet: Packet) -> None:
     arguments = spec.decode_request(packet.fields)
     result = _CALLS[packet.operation](line.kernel, line.task, packet, *arguments)
     given = result if isinstance(result, _Given) else _Given()
-    names = (line.task.hold(given.right),) if given.right is not None else ()
     descriptors = (given.descriptor,) if given.descriptor is not None else ()
-    fields = b"" if isinstance(result, _Given) else encode(result)
-    line.answer(packet.request, fields, names=names, descriptors=descriptors)
-    for number in descriptors:
-        os.close(number)
+    try:
+        names = (line.task.hold(given.right),) if given.right is not None else ()
+        fields = b"" if isinstance(result, _Given) else encode(result)
+        line.answer(packet.request, fields, names=names, descriptors=descriptors)
+    except AtollError:
+        if given.right is not None:
+            line.task.forget(given.right)
+            given.right.release()
+        raise
+    finally:
+        for number in descriptors:
+            os.close(number)
 
 
 def _create_port(kernel: Kernel, task: KernelTask, _: Packet, label: str) -> int:
@@ -103,7 +120,7 @@ def _revoke(_: Kernel, task: KernelTask, __: Packet, name: int) -> int:
     return task.right(name).revoke()
 
 
-def drop(kernel: Kernel, task: KernelTask, name: int) -> None:
+def drop(task: KernelTask, name: int) -> None:
     """Give up a right by name; a receive right takes its port with it."""
     right = task.right(name)
     if name == 1:
@@ -114,8 +131,8 @@ def drop(kernel: Kernel, task: KernelTask, name: int) -> None:
     right.release()
 
 
-def _drop(kernel: Kernel, task: KernelTask, _: Packet, name: int) -> None:
-    drop(kernel, task, name)
+def _drop(_: Kernel, task: KernelTask, __: Packet, name: int) -> None:
+    drop(task, name)
 
 
 def right_info(name: int, right: KernelRight) -> RightInfo:
@@ -144,7 +161,7 @@ def _inspect(_: Kernel, task: KernelTask, __: Packet, name: int) -> RightInfo:
     return right_info(name, task.right(name))
 
 
-def _create_memory(_: Kernel, task: KernelTask, __: Packet, size: int) -> _Given:
+def _create_memory(_: Kernel, __: KernelTask, ___: Packet, size: int) -> _Given:
     if not 0 <= size <= _MEMORY_LIMIT:
         raise LimitError(f"a memory object has up to {_MEMORY_LIMIT} octets")
     number = os.memfd_create("atoll-memory", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
 
 from core.abi import (
     BULK_LIMIT,
@@ -28,11 +30,14 @@ from core.errors import (
     MessageTooLargeError,
     ServerFaultError,
     WrongRightError,
+    from_wire,
 )
 from core.userlib.interface import Descriptor, octets
 from core.userlib.line import Packet, Region, aligned
 
 from .requests import Reply, Request
+
+_decode_error: Final = msgspec.msgpack.Decoder(tuple[int, int, str]).decode
 
 if TYPE_CHECKING:
     from .ports import KernelRight
@@ -290,3 +295,11 @@ def give_objects(task: KernelTask, rights: list[Any]) -> tuple[KernelRight, ...]
     if any(task.names.get(right.name) is not right for right in rights):
         raise ServerFaultError(f"task {task.name} replies with a right that it cannot give")
     return give_away(task, names)
+
+
+def read_error(packet: Packet) -> AtollError:
+    """Return the error that a server declined with; a malformed one is the server's fault."""
+    try:
+        return from_wire(*_decode_error(packet.fields))
+    except msgspec.MsgspecError as error:
+        return ServerFaultError(f"an error that cannot be read: {error}")

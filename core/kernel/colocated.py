@@ -128,8 +128,9 @@ class ColocatedTask(Task):
         return self._held(right.derive())
 
     def drop(self, right: Any) -> None:  # noqa: D102
-        if self.place.names.get(right.name) is right:
-            drop(self._kernel, self.place, right.name)
+        name: int = right.name
+        if self.place.names.get(name) is right:
+            drop(self.place, name)
         else:
             right.release()
 
@@ -354,8 +355,9 @@ class Colocated:
             self._forward(request, arguments, error)
         elif isinstance(error, AtollError):
             first = spec.fields + spec.bulk
-            for right in arguments[first : first + spec.rights]:
-                if self.task.names.get(right.name) is right:
+            for given in arguments[first : first + spec.rights]:
+                right: KernelRight = given
+                if right in self.task.names.values():
                     self.server.task.drop(right)
             self._kernel.refused(request, error)
         else:
@@ -454,6 +456,6 @@ class Colocated:
 
 
 def _direct_is_enough(spec: Operation) -> bool:
-    """Tell whether a caller may run the handler itself: it does not wait, and no right changes hands."""
+    """Tell whether a caller may run the handler: it does not wait, and no right changes hands."""
     moves = spec.rights or spec.descriptors or spec.reply_rights or spec.reply_descriptors
     return not (spec.waits or moves)

@@ -106,7 +106,11 @@ class Kernel:
         if task.state is not State.DOWN:
             raise TaskError(f"task {task.name} is {task.state.value}")
         task.state = State.STARTING
-        self.start_incarnation(task)
+        try:
+            self.start_incarnation(task)
+        except TaskError:
+            task.state = State.DOWN
+            raise
 
     def ready(self, task: KernelTask) -> None:
         """The incarnation serves now: deliver what has been waiting."""
@@ -123,8 +127,8 @@ class Kernel:
         for port in list(task.ports):
             if not self._tell_gone(engine, port):
                 return
-            if port.bits and engine.notify(port, port.bits):
-                port.bits = 0
+            if port.bits:
+                self._set_bits(port, 0)
             queue = port.queue
             while queue and task.engine is engine:
                 request = queue.popleft()
@@ -391,10 +395,12 @@ class Kernel:
 
     def _set_bits(self, port: Port, bits: int) -> None:
         port.bits |= bits & 0xFFFF_FFFF_FFFF_FFFF
-        task = port.task
-        if task is not None and task.engine is not None and task.state is State.RUNNING:
-            if task.engine.notify(port, port.bits):
-                port.bits = 0
+        engine = port.task.engine if port.task is not None else None
+        if port.task is None or engine is None or port.task.state is not State.RUNNING:
+            return
+        bits, port.bits = port.bits, 0
+        if not engine.notify(port, bits):
+            port.bits |= bits
 
     # -- timers ------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ import collections
 import os
 import socket
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -37,14 +37,23 @@ from core.errors import (
     LimitError,
     MessageTooLargeError,
     ServerFaultError,
-    from_wire,
     to_wire,
 )
 from core.userlib.interface import Bulk, encode
 from core.userlib.line import ANCILLARY_SIZE, Packet, Region, Slots, aligned, descriptors_in
 
 from .calls import serve_kernel_call
-from .cargo import check_bulk, enter, keep_copies, leave, load, read_reply, unload
+from .cargo import (
+    check_bulk,
+    duplicates,
+    enter,
+    keep_copies,
+    leave,
+    load,
+    read_error,
+    read_reply,
+    unload,
+)
 from .kernel import Kernel, forward_failed
 from .ports import Port
 from .requests import Reply, Request, Waiter
@@ -55,6 +64,8 @@ if TYPE_CHECKING:
 
 _OUTBOX_LIMIT: Final = 4096
 """Packets that wait for a task to read; one that has more is ended."""
+_LENT_LIMIT: Final = 256
+"""Packets that wait when one with descriptors may not: it holds some of the kernel's."""
 _PATIENCE_LIMIT: Final = 4
 """Lingering in vain this often in a row stops it, until a reply has come quickly again."""
 _SEND_FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
@@ -65,7 +76,6 @@ _unpack: Final = HEADER.unpack_from
 _CALL: Final = int(Kind.CALL)
 _SEND: Final = int(Kind.SEND)
 _REPLY: Final = int(Kind.REPLY)
-_decode_error: Final = msgspec.msgpack.Decoder(tuple[int, int, str]).decode
 _decode_text: Final = msgspec.msgpack.Decoder(str).decode
 
 
@@ -99,7 +109,7 @@ class KernelLine:
         self.their_slots: set[int] = set()
         self._rim = rim
         self._end_process = end_process
-        self._outbox: collections.deque[tuple[list[bytes | memoryview], tuple[int, ...]]] = (
+        self._outbox: collections.deque[tuple[Sequence[Bulk], tuple[int, ...]]] = (
             collections.deque()
         )
         self._buffer = bytearray(PACKET_LIMIT + INLINE_LIMIT)
@@ -107,6 +117,7 @@ class KernelLine:
         self._into = [self._buffer]
         self._patience = _PATIENCE_LIMIT
         self._guilty = 0
+        self._suspect: Request | None = None
         self._last_words = ""
         self._stopping = False
         self.closed = False
@@ -228,7 +239,7 @@ class KernelLine:
                 self._reply(packet)
             elif kind == Kind.ERROR:
                 request = self.kernel.in_flight_at(self.task, packet.request)
-                self.kernel.refused(request, _error_of(packet))
+                self.kernel.refused(request, read_error(packet))
             else:
                 self._rare(packet)
         except AtollError as error:
@@ -395,21 +406,12 @@ class KernelLine:
 
     def _deliver_simple(self, request: Request) -> bool:
         fields = request.fields
+        kind = _CALL if request.client_end is not None else _SEND
+        flags = FLAG_REDELIVERED if request.redelivered else 0
         header = _pack(
-            _CALL if request.client_end is not None else _SEND,
-            FLAG_REDELIVERED if request.redelivered else 0,
-            request.spec.index,
-            1,
-            request.id,
-            request.badge,
-            len(fields),
-            0,
-            NO_SLOT,
-            0,
-            0,
-            0,
-            0,
-        )
+            kind, flags, request.spec.index, 1, request.id, request.badge,
+            len(fields), 0, NO_SLOT, 0, 0, 0, 0,
+        )  # fmt: skip
         try:
             self.socket.send(header + fields, _SEND_FLAGS)
         except BlockingIOError:
@@ -502,7 +504,7 @@ class KernelLine:
         parts = [header, *(NAME.pack(name) for name in names), fields]
         self._send_or_keep(parts, descriptors)
 
-    def _send(self, parts: list[bytes | memoryview], descriptors: tuple[int, ...] = ()) -> bool:
+    def _send(self, parts: Sequence[Bulk], descriptors: tuple[int, ...] = ()) -> bool:
         """Send a packet if the socket takes it now."""
         try:
             if descriptors:
@@ -518,18 +520,16 @@ class KernelLine:
             return False
         return True
 
-    def _send_or_keep(
-        self, parts: list[bytes | memoryview], descriptors: tuple[int, ...] = ()
-    ) -> None:
+    def _send_or_keep(self, parts: Sequence[Bulk], descriptors: tuple[int, ...] = ()) -> None:
         """Send a packet now or as soon as the task reads; end a task that does not."""
         if self.closed:
             return
         if not self._outbox and self._send(parts, descriptors):
             return
-        if len(self._outbox) >= _OUTBOX_LIMIT:
-            self.close(f"it left {_OUTBOX_LIMIT} packets unread")
+        if len(self._outbox) >= (_LENT_LIMIT if descriptors else _OUTBOX_LIMIT):
+            self.close(f"it left {len(self._outbox)} packets unread")
             return
-        self._outbox.append((list(parts), tuple(os.dup(number) for number in descriptors)))
+        self._outbox.append((list(parts), duplicates(descriptors)))
 
     def writable(self) -> None:
         """Send what has been waiting. The rim calls it when the socket has room again."""
@@ -575,15 +575,15 @@ class KernelLine:
             self._end_process(self.pid)
         orderly = self._stopping and not self._last_words
         reason = self._last_words or reason
-        self.kernel.ended(self.task, self, reason, orderly=orderly, guilty=self._guilty)
+        self._suspect = self.kernel.ended(
+            self.task, self, reason, orderly=orderly, guilty=self._guilty
+        )
 
-
-def _error_of(packet: Packet) -> AtollError:
-    """Return the error that a server declined with; a malformed one is the server's fault."""
-    try:
-        return from_wire(*_decode_error(packet.fields))
-    except msgspec.MsgspecError as error:
-        return ServerFaultError(f"an error that cannot be read: {error}")
+    def forgive(self) -> None:
+        """It was killed from outside: the request that it was serving is not to blame."""
+        if self._suspect is not None and not self._guilty:
+            self._suspect.deaths -= 1
+            self._suspect = None
 
 
 def _header(

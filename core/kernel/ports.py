@@ -109,7 +109,7 @@ class Port:
         self.told.clear()
 
     def take_back(self) -> list[Request]:
-        """Move what was in flight back to the head of the queue, oldest first; return what moved."""
+        """Move what was in flight back to the queue's head, oldest first; return what moved."""
         moved = sorted(self.in_flight.values(), key=lambda request: request.id)
         self.in_flight.clear()
         self.queue.extendleft(reversed(moved))

@@ -69,7 +69,7 @@ class AtEnd(msgspec.Struct, tag="at-end", array_like=True):
 
 
 class Spawned(msgspec.Struct, tag="spawned", array_like=True):
-    """Report: the task ordered with `token` has this pid."""
+    """Report: the task ordered with `token` has this pid; 0 if it could not be forked."""
 
     token: int
     pid: int
@@ -131,10 +131,27 @@ def start_zygote(programs: list[str]) -> tuple[int, socket.socket]:
         return pid, ours
     ours.close()
     try:
+        _cover_descriptors({0, 1, 2, theirs.fileno()})
         _Zygote(theirs, programs).run()
     except BaseException:  # noqa: BLE001 - nothing above this frame may go on in the child
         traceback.print_exc()
     os._exit(1)
+
+
+def _cover_descriptors(ours: set[int]) -> None:
+    """Put /dev/null in the place of everything inherited, but for `ours`.
+
+    Who forked the zygote may hold sockets whose other end waits for their last holder to close,
+    such as the one to another zygote. The numbers stay in use, because objects that this process
+    inherited with them may still close them. Those objects are never collected.
+    """
+    gc.freeze()
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for number in [int(name) for name in os.listdir("/proc/self/fd")]:  # noqa: PTH208 - as below
+        if number not in ours and number != null:
+            with contextlib.suppress(OSError):  # the listing's own
+                os.fstat(number)
+                os.dup2(null, number, inheritable=False)
 
 
 class _Zygote:
@@ -206,7 +223,11 @@ class _Zygote:
 
     def _spawn(self, order: Spawn, line: int, region: int) -> None:
         mine = os.getpid()
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError:
+            self._report(Spawned(order.token, 0))
+            return
         if pid:
             self._children.add(pid)
             self._report(Spawned(order.token, pid))

@@ -1,1 +1,1 @@
-"""Ordinary tasks shipped with the kernel, and boot, which composes kernel and tasks into a system."""
+"""Ordinary tasks shipped with the kernel, and boot, which makes kernel and tasks a system."""

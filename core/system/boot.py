@@ -24,8 +24,8 @@ from typing import Any, Final
 import msgspec
 import trio
 
-from core.errors import AtollError, TaskError
-from core.kernel.calls import FULL_MASK, ORDINARY_MASK, named_task
+from core.errors import AtollError, QueueFullError, TaskError
+from core.kernel.calls import FULL_MASK, JOINED_MASK, ORDINARY_MASK, named_task
 from core.kernel.colocated import Colocated, ColocatedTask
 from core.kernel.kernel import Kernel
 from core.kernel.line import KernelLine
@@ -71,6 +71,12 @@ class Prepared:
         self.description = description
         self.zygote_pid, self.zygote_socket = start_zygote(description.modules())
 
+    def close(self) -> None:
+        """Let the zygote go, if the system was never booted."""
+        self.zygote_socket.close()
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self.zygote_pid, 0)
+
 
 class System:
     """A running system, as its composition sees it."""
@@ -86,7 +92,6 @@ class System:
         self._zygote.on_end = self._zygote_ended
         self._tokens = itertools.count(1).__next__
         self._joined = itertools.count(1).__next__
-        self._joined_now = 0
         self._starting: dict[int, KernelLine] = {}
         self._by_pid: dict[int, KernelLine] = {}
         self._regions: dict[str, tuple[int, Region]] = {}
@@ -163,6 +168,7 @@ class System:
         """Return a stub for a server's port, with full rights, for a client in this process."""
         user = self.client(client)
         right = self.task(server).names[1].derive(badge=user.place.badge)
+        user.place.hold(right)
         return user.connect(interface, right)
 
     # -- incarnations ------------------------------------------------------------------------------
@@ -177,20 +183,24 @@ class System:
             self._start_process(task)
 
     def _start_process(self, task: KernelTask) -> None:
+        if self.failure:
+            raise TaskError(self.failure)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         if task.name not in self._regions:
             descriptor = new_region()
             self._regions[task.name] = (descriptor, Region(descriptor))
         descriptor, region = self._regions[task.name]
-        line = KernelLine(self.kernel, task, ours, region, self.rim, self._end_process)
-        task.engine = line
         token = self._tokens()
         server = self.description.servers[task.name]
-        self._starting[token] = line
-        self._zygote.order(
-            Spawn(token, self._birth(task), server.user_namespace), (theirs.fileno(), descriptor)
-        )
-        theirs.close()
+        spawn = Spawn(token, self._birth(task), server.user_namespace)
+        with theirs:
+            try:
+                self._zygote.order(spawn, (theirs.fileno(), descriptor))
+            except OSError as error:
+                ours.close()
+                raise TaskError(f"the zygote takes no orders: {error.strerror}") from None
+        line = KernelLine(self.kernel, task, ours, region, self.rim, self._end_process)
+        task.engine = self._starting[token] = line
 
     def _birth(self, task: KernelTask) -> Birth:
         program = task.program
@@ -210,6 +220,9 @@ class System:
     def _hear(self, report: Report) -> None:
         if isinstance(report, Spawned):
             line = self._starting.pop(report.token)
+            if not report.pid:
+                line.close("the host has no room for another process")
+                return
             line.pid = report.pid
             self._by_pid[report.pid] = line
             if line.closed:
@@ -220,6 +233,8 @@ class System:
                 while line.readable():
                     pass
                 line.close(_how(report.status))
+            if report.status == -signal.SIGKILL:
+                line.forgive()
             elif line.task.last_words and line.task.last_words[-1] == "its line was closed":
                 line.task.last_words[-1] = _how(report.status)
         self._wake()
@@ -227,6 +242,9 @@ class System:
     def _zygote_ended(self) -> None:
         self.rim.remove(self._zygote)
         self._fail("the zygote ended, so no server can be started any more")
+        for task in self.kernel.tasks:
+            if task.program.placement is Placement.PROCESS and task.state is not State.RETIRED:
+                self.kernel.retire(task, self.failure)
 
     def _fail(self, reason: str) -> None:
         self.failure = self.failure or reason
@@ -236,10 +254,9 @@ class System:
     def _on_death(self, task: KernelTask, reason: str, orderly: bool) -> None:
         self._wake()
         if task.program.placement is Placement.JOINED:
-            self._joined_now -= 1
             self.kernel.retire(task, "the program left")
             return
-        if self._stopping:
+        if self._stopping or self.failure:
             return
         if task.name == _SUPERVISOR:
             self._mend_supervisor(task, reason)
@@ -254,8 +271,20 @@ class System:
             return
         spec = Supervision.named("died")
         arguments = (task.name, task.id.generation - 1, reason[-4000:], orderly)
-        with contextlib.suppress(AtollError):
-            self.client().send(supervisor.names[1].derive(), spec, arguments)
+        try:
+            supervisor.names[1].port.check_room()
+            right = supervisor.names[1].derive()
+        except QueueFullError:
+            self.rim.timers.arm(0.1, lambda: self._announce_again(task, reason))
+            return
+        except AtollError:
+            return  # the supervisor is gone for good
+        self.client().send(right, spec, arguments)
+        right.release()
+
+    def _announce_again(self, task: KernelTask, reason: str) -> None:
+        if task.state is State.DOWN and not self._stopping:
+            self._announce(task, reason, orderly=False)
 
     def _mend_supervisor(self, task: KernelTask, reason: str) -> None:
         """Start the supervisor again, and tell it of everything that is down."""
@@ -266,7 +295,11 @@ class System:
         def again() -> None:
             if self._stopping or task.state is not State.DOWN:
                 return
-            self.kernel.spawn(task)
+            try:
+                self.kernel.spawn(task)
+            except TaskError as error:
+                self._fail(f"the {_SUPERVISOR} cannot be started again: {error.detail}")
+                return
             for other in self.kernel.tasks:
                 if (
                     other.state is State.DOWN
@@ -292,19 +325,24 @@ class System:
             grants: rights beyond those that the description gives to joined programs.
 
         Raises:
-            TaskError: JOINED_LIMIT programs are joined already.
+            TaskError: JOINED_LIMIT programs are joined already, or this one has left.
         """
-        if self._joined_now >= JOINED_LIMIT:
+        joined = [task for task in self.kernel.tasks if task.program.placement is Placement.JOINED]
+        if len(joined) >= JOINED_LIMIT:
             raise TaskError(f"{JOINED_LIMIT} programs are joined already")
         program = Program(f"joined-{pid}-{self._joined()}", "", Placement.JOINED)
         task = self.kernel.add_task(program, NoOperations)
-        task.kernel_mask = ORDINARY_MASK
+        task.kernel_mask = JOINED_MASK
         self.grant(task, {**self.description.joined, **(grants or {})})
         descriptor = new_region()
-        socket.send_fds(connection, [encode(self._birth(task))], [descriptor])
-        region = Region(descriptor)
-        os.close(descriptor)
-        self._joined_now += 1
+        try:
+            socket.send_fds(connection, [encode(self._birth(task))], [descriptor])
+            region = Region(descriptor)
+        except OSError as error:
+            self.kernel.retire(task, "it never joined")
+            raise TaskError(f"the program left at once: {error.strerror}") from None
+        finally:
+            os.close(descriptor)
         task.state = State.STARTING
         line = KernelLine(self.kernel, task, connection, region, self.rim, lambda pid: None)
         line.pid = pid
@@ -353,12 +391,15 @@ class System:
         self.rim.add(self._zygote)
         nursery.start_soon(self.rim.run)
         order = self.description.start_order()
-        for name in order:
-            self.kernel.spawn(self.task(name))
+        try:
+            for name in order:
+                self.kernel.spawn(self.task(name))
+        except TaskError as error:
+            raise BootError(error.detail) from None
         await self.wait_running(order)
 
     async def stop(self) -> None:
-        """End every task, in the reverse order of the start; what does not end in time is killed."""
+        """End every task, in the reverse order of the start; kill what does not end in time."""
         self._stopping = True
         started = self.description.start_order()
         brought = [task.name for task in self.kernel.tasks if task.name not in started]
@@ -373,6 +414,9 @@ class System:
     async def _stop_task(self, task: KernelTask) -> None:
         engine = task.engine
         if engine is None:
+            return
+        if task.program.placement is Placement.JOINED:
+            engine.kill()  # it sees its line closed; nobody waits for a program of the host
             return
         engine.stop()
         with trio.move_on_after(STOP_TIMEOUT_S):
@@ -399,7 +443,10 @@ class System:
 
 def _how(status: int) -> str:
     if status < 0:
-        return f"it was ended by {signal.Signals(-status).name}"
+        try:
+            return f"it was ended by {signal.Signals(-status).name}"
+        except ValueError:  # a real-time signal has no name
+            return f"it was ended by signal {-status}"
     return "it ended" if status == 0 else f"it exited with status {status}"
 
 
@@ -423,16 +470,21 @@ async def booted(
         BootError: a server could not be started. What had started is stopped again.
     """
     system = System(prepared, log)
+    failure: Exception | None = None
     try:
         system.enter()
         async with trio.open_nursery() as nursery:
             try:
                 await system.run(nursery)
                 yield system
+            except Exception as error:  # noqa: BLE001 - raised again below, not in a group
+                failure = error
             finally:
                 with trio.CancelScope(shield=True):
                     await system.stop()
                 nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
     finally:
         system.close()
 

@@ -6,7 +6,8 @@
     restart = "permanent"                     # "transient": only after a fault; "temporary": never
     intensity = 20                            # deaths within period_s after which it is given up
     period_s = 5.0
-    grants = { disk = "disk" }                # name here = server; or { server = "disk", operations = ["lend"] }
+    grants = { disk = "disk" }                # name here = server, with all its operations; or
+                                              # disk = { server = "disk", operations = ["lend"] }
     options = { readahead = 8 }               # handed to the server as they are
 
     [joined]
@@ -84,7 +85,7 @@ class SystemDescription(msgspec.Struct, frozen=True):
         return sorted({server.program.partition(":")[0] for server in self.servers.values()})
 
     def start_order(self) -> list[str]:
-        """Return the servers such that each comes after those it has rights to, where that is possible."""
+        """Return the servers, each after those it has rights to, where that is possible."""
         order: list[str] = []
         visiting: set[str] = set()
 

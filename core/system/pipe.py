@@ -140,12 +140,13 @@ class PipeServer(Server):
         self._places: dict[int, int] = {}
         for place in range(PIPES_LIMIT):
             part = self._part(place)
-            if part[8:10] != b"\0\0":
+            if bytes(part[8:10]) != b"\0\0":
                 pipe = _Pipe(part)
                 if pipe.record.serial:
                     self._pipes[pipe.record.serial] = pipe
                     self._places[pipe.record.serial] = place
-        self._serial = max(self._pipes, default=task.generation << 32)
+        # No incarnation uses a serial, and with it a badge, that another one has used.
+        self._serial = task.generation << 32
 
     def _fetch_memory(self) -> mmap.mmap:
         """Map the memory object of earlier incarnations, or make the first one."""

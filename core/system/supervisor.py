@@ -50,9 +50,13 @@ class SupervisorServer(Server):
             collections.deque
         )
         self._due: dict[str, float] = {}
+        self._heard: dict[str, int] = {}
 
     def died(self, name: str, generation: int, reason: str, orderly: bool) -> None:
         """Decide. See the module head."""
+        if generation <= self._heard.get(name, -1):
+            return  # told twice: by the kernel, and again when the supervisor itself had ended
+        self._heard[name] = generation
         policy = self._policies.get(name, Policy())
         now = time.monotonic()
         last = reason.strip().splitlines()[-1] if reason.strip() else "unknown"

@@ -3,7 +3,7 @@
 with join(path) as task:                       # plain code: every call waits in place
     names = complete(task.connect(Names, "names").entries())
 
-async with joined(path) as task:               # under trio: calls are checkpoints and can be cancelled
+async with joined(path) as task:               # under trio: a call can be cancelled
     data = await task.connect(Pipes, right).read(65536)
 """
 
@@ -37,15 +37,16 @@ def _connect(path: Path) -> IsolatedTask:
         data, ancillary, _, _ = connection.recvmsg(
             _BIRTH_LIMIT, ANCILLARY_SIZE, socket.MSG_CMSG_CLOEXEC
         )
-        if not data:
-            raise TaskError("the system does not let this program join")
-        (region,) = descriptors_in(ancillary)
         connection.settimeout(None)
-        task = IsolatedTask(Line(connection, Region(region)), _decode_birth(data))
-        os.close(region)
     except OSError as error:
         connection.close()
         raise TaskError(f"no system answers at {path}: {error.strerror or error}") from None
+    descriptors = descriptors_in(ancillary)
+    if not (data and descriptors):
+        connection.close()
+        raise TaskError("the system does not let this program join")
+    task = IsolatedTask(Line(connection, Region(descriptors[0])), _decode_birth(data))
+    os.close(descriptors[0])
     return task
 
 

@@ -195,7 +195,7 @@ class Line:
         self._view = memoryview(self._buffer)
         self._into = [self._buffer]
 
-    def send(
+    def send(  # noqa: PLR0913 - one for each field of a header
         self,
         kind: Kind,
         *,

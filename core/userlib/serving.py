@@ -258,7 +258,7 @@ class _TrioLoop:
     async def run(self) -> None:
         task = self._task
         task.blocking = False
-        task.on_set_aside = lambda: self._aside.set()
+        task.on_set_aside = self._wake_aside
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._read, nursery)
             nursery.start_soon(self._serve_aside, nursery)
@@ -286,6 +286,9 @@ class _TrioLoop:
             await self._aside.wait()
             self._aside = trio.Event()
             self._serve_set_aside(nursery)
+
+    def _wake_aside(self) -> None:
+        self._aside.set()
 
     def _serve_set_aside(self, nursery: trio.Nursery) -> None:
         """Serve what came while a kernel call waited, before anything that came later."""

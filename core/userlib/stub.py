@@ -26,7 +26,7 @@ from core.errors import AtollError, BadMessageError
 
 from .interface import Bulk, Interface, Operation
 
-I = TypeVar("I", bound=Interface)
+InterfaceT = TypeVar("InterfaceT", bound=Interface)
 
 _PLAIN: typing.Final = (int, str, bytes, bool, float)
 
@@ -128,7 +128,7 @@ class _Hurried:
         return await self._task.call(right, spec, arguments, self._deadline_s)
 
 
-def with_deadline(stub: I, deadline_s: float) -> I:
+def with_deadline(stub: InterfaceT, deadline_s: float) -> InterfaceT:
     """Return a stub for the same right whose every call fails with DeadlineError after a time.
 
     The server is told to abort. A hand-off, which runs on the caller's own turn, does not wait and
@@ -161,6 +161,6 @@ def _derive(interface: type[Interface]) -> type[Interface]:
     return types.new_class(f"{interface.__name__}Client", (interface,), {"stub": True}, fill)
 
 
-def stub_class(interface: type[I]) -> Callable[[Any, Any], I]:
+def stub_class(interface: type[InterfaceT]) -> Callable[[Any, Any], InterfaceT]:
     """Return the class of `interface`'s client stubs: `(task, right) -> stub`."""
-    return typing.cast("Callable[[Any, Any], I]", _derive(interface))
+    return typing.cast("Callable[[Any, Any], InterfaceT]", _derive(interface))  # type: ignore[arg-type]  # a class is hashable

@@ -18,7 +18,7 @@ from core.errors import NoRightError
 from .interface import Interface, Operation
 from .stub import stub_class
 
-I = TypeVar("I", bound=Interface)
+InterfaceT = TypeVar("InterfaceT", bound=Interface)
 T = TypeVar("T")
 
 
@@ -39,7 +39,7 @@ class Task(abc.ABC):
     boot_id: int
     generation: int
 
-    def connect(self, interface: type[I], right: str | Right) -> I:
+    def connect(self, interface: type[InterfaceT], right: str | Right) -> InterfaceT:
         """Return a client of the port behind `right`: an instance of the interface.
 
         Args:
@@ -113,7 +113,7 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def kept(self, label: str) -> int | None:
-        """Return a new duplicate of a kept descriptor, owned by the caller; None if there is none."""
+        """Return a new duplicate of a kept descriptor, the caller's own; None if there is none."""
 
     @abc.abstractmethod
     def keep_right(self, label: str, right: Right) -> None:
