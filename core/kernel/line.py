@@ -68,8 +68,8 @@ _LENT_LIMIT: Final = 256
 """Packets that wait when one with descriptors may not: it holds some of the kernel's."""
 _PATIENCE_LIMIT: Final = 4
 """Lingering in vain this often in a row stops it, until a reply has come quickly again."""
-_SEND_FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
-_RECEIVE_FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
+_SEND_FLAGS: Final = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+_RECEIVE_FLAGS: Final = int(socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
 
 _pack: Final = HEADER.pack
 _unpack: Final = HEADER.unpack_from

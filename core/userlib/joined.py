@@ -22,7 +22,7 @@ import trio
 from core.errors import TaskError
 
 from .isolated import Birth, IsolatedTask
-from .line import ANCILLARY_SIZE, ClosedError, Line, Region, descriptors_in
+from .line import ANCILLARY_SIZE, DO_NOT_WAIT, ClosedError, Line, Region, descriptors_in
 
 _BIRTH_LIMIT: Final = 65_536
 JOIN_TIMEOUT_S: Final = 10.0
@@ -84,7 +84,7 @@ async def _read(task: IsolatedTask) -> None:
     """Hand answers to the calls that wait for them; when the system ends, so do they."""
     while True:
         try:
-            packet = task.line.receive(socket.MSG_DONTWAIT)
+            packet = task.line.receive(DO_NOT_WAIT)
         except BlockingIOError:
             await trio.lowlevel.wait_readable(task.line.socket)
         except ClosedError:

@@ -36,6 +36,9 @@ ANCILLARY_SIZE: Final = socket.CMSG_SPACE(RIGHTS_LIMIT * _INT_SIZE)
 DESCRIPTORS_LIMIT: Final = RIGHTS_LIMIT
 _FIELDS_LIMIT: Final = PACKET_LIMIT - HEADER_SIZE - NAME.size * RIGHTS_LIMIT
 _pack: Final = HEADER.pack
+WAIT: Final = int(socket.MSG_CMSG_CLOEXEC)
+DO_NOT_WAIT: Final = int(socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
+# Plain ints all: on the hot path an enum's operators would cost more than the system call.
 _CALL: Final = int(Kind.CALL)
 _REPLY: Final = int(Kind.REPLY)
 
@@ -270,19 +273,17 @@ class Line:
         except ConnectionError:
             raise ClosedError from None
 
-    def receive(self, flags: int = 0) -> Packet:
+    def receive(self, flags: int = WAIT) -> Packet:
         """Return the next packet.
 
         Args:
-            flags: MSG_DONTWAIT to get BlockingIOError instead of waiting.
+            flags: WAIT, or DO_NOT_WAIT to get BlockingIOError when there is none.
 
         Raises:
             ClosedError: the kernel is gone.
         """
         try:
-            size, ancillary, _, _ = self.socket.recvmsg_into(
-                self._into, ANCILLARY_SIZE, flags | socket.MSG_CMSG_CLOEXEC
-            )
+            size, ancillary, _, _ = self.socket.recvmsg_into(self._into, ANCILLARY_SIZE, flags)
         except ConnectionError:
             raise ClosedError from None
         if size == 0:

@@ -35,7 +35,7 @@ from core.errors import (
 
 from .interface import Descriptor, Operation, encode, octets
 from .isolated import Birth, IsolatedTask, TaskRight
-from .line import ClosedError, Line, Packet, Region, aligned
+from .line import DO_NOT_WAIT, ClosedError, Line, Packet, Region, aligned
 from .server import Forward, Server, handlers_of, is_blocking
 from .task import complete
 
@@ -274,7 +274,7 @@ class _TrioLoop:
             for _ in range(_DRAIN_LIMIT):
                 self._serve_set_aside(nursery)
                 try:
-                    packet = line.receive(socket.MSG_DONTWAIT)
+                    packet = line.receive(DO_NOT_WAIT)
                 except BlockingIOError:
                     await trio.lowlevel.wait_readable(line.socket)
                     continue
