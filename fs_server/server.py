@@ -86,8 +86,7 @@ class FileServer(Server):
         task = self.task
         directory = Path(task.options["state"])
         info, descriptor = await task.connect(Disk, "disk").lend()
-        if not (directory / METADATA_NAME).exists():
-            _make(directory, info)
+        prepare_volume(directory, info)
         opens = Opens(task.boot_id, lambda number: task.keep(_OPENS, number), task.kept(_OPENS))
         self.volume = Volume(
             directory,
@@ -353,8 +352,14 @@ class FileServer(Server):
         return self.volume.seek(inode, offset, whence)
 
 
-def _make(directory: Path, info: DiskInfo) -> None:
-    """Make the metadata of an empty volume for an empty disk. Raises: VolumeError."""
+def prepare_volume(directory: Path, info: DiskInfo) -> None:
+    """Make the metadata of an empty volume, if there are none and the disk is empty.
+
+    Raises:
+        VolumeError: the disk is not empty, so metadata were lost; or the host refuses.
+    """
+    if (directory / METADATA_NAME).exists():
+        return
     if info.used:
         raise VolumeError(
             f"{directory} has data but no metadata: restore {METADATA_NAME}, or remove the data"

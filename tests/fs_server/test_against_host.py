@@ -172,6 +172,7 @@ class Ours:
             if not stat.S_ISDIR(found.mode):
                 raise Refused(errno.ENOTDIR)
             number = found.inode
+        self.volume.access(caller, number, os.X_OK)  # before anything else of the call is looked at
         return number, path[-1]
 
     def find(self, caller: Caller, path: Path_) -> Attributes:
@@ -257,6 +258,8 @@ class Ours:
 
 
 Shown = dict[Path_, tuple[Any, ...]]
+Times = dict[Path_, tuple[int, tuple[int, int]]]
+"""Inode number, and times of last modification and change."""
 
 
 class AgainstHost(RuleBasedStateMachine):
@@ -271,7 +274,7 @@ class AgainstHost(RuleBasedStateMachine):
         self.volume = new_volume(self.directory / "volume", clock=Clock(), cache_limit=64)
         self.host, self.ours = Host(self.root), Ours(self.volume)
         self.umask = os.umask(0)
-        self.times: list[dict[Path_, tuple[int, int]]] = [{}, {}]
+        self.times: list[dict[int, tuple[int, int]]] = [{}, {}]
 
     @initialize()
     def begin(self) -> None:
@@ -298,7 +301,7 @@ class AgainstHost(RuleBasedStateMachine):
                 else:
                     results.append(function(caller, *arguments))
             except failure as error:
-                results.append(errno.errorcode.get(error.errno, str(error.errno)))
+                results.append(errno.errorcode[error.errno or 0])
         step = f"{operation}{arguments} by {caller.uid}"
         assert results[0] == results[1], f"{step}: host {results[0]!r}, volume {results[1]!r}"
         self.compare(step, with_times=operation != "read")
@@ -308,17 +311,18 @@ class AgainstHost(RuleBasedStateMachine):
         host, ours = self.show_host(), self.show_ours()
         assert host == ours, step
         times = [self.host_times(host), self.our_times(host)]
+        # by inode: after an exchange a path shows the times of another file
         changed = [
             {
-                path: tuple(map(int.__ne__, old[path], now))
-                for path, now in new.items()
-                if path in old
+                path: tuple(map(int.__ne__, before[number], now))
+                for path, (number, now) in new.items()
+                if number in before
             }
-            for old, new in zip(self.times, times, strict=True)
+            for before, new in zip(self.times, times, strict=True)
         ]
         if with_times:
             assert changed[0] == changed[1], f"{step}: (mtime, ctime) changed on host and volume"
-        self.times = times
+        self.times = [dict(side.values()) for side in times]
 
     def show_host(self) -> Shown:
         shown: Shown = {}
@@ -372,19 +376,19 @@ class AgainstHost(RuleBasedStateMachine):
             shown[path] = (*kind, content, attributes)
         return shown
 
-    def host_times(self, shown: Shown) -> dict[Path_, tuple[int, int]]:
+    def host_times(self, shown: Shown) -> Times:
         times = {}
         for path in shown:
             name = b"/".join((b"/proc/self/fd/%d" % self.root, *path, *(() if path else (b".",))))
             status = os.lstat(name)
-            times[path] = (status.st_mtime_ns, status.st_ctime_ns)
+            times[path] = (status.st_ino, (status.st_mtime_ns, status.st_ctime_ns))
         return times
 
-    def our_times(self, shown: Shown) -> dict[Path_, tuple[int, int]]:
+    def our_times(self, shown: Shown) -> Times:
         times = {}
         for path in shown:
             view = self.ours.find(ROOT, path) if path else self.volume.getattr(TOP)
-            times[path] = (view.mtime, view.ctime)
+            times[path] = (view.inode, (view.mtime, view.ctime))
         return times
 
     @rule(caller=callers, path=paths, mode=modes)
