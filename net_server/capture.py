@@ -31,6 +31,8 @@ RING_OCTETS_LIMIT: Final = 4 << 20
 CAPTURES_LIMIT: Final = 16
 
 _RECORD: Final = struct.Struct("<QB3xII")
+SIZE_MIN: Final = _RECORD.size
+"""Octets of a record without any of its frame."""
 
 
 class Record(NamedTuple):
@@ -79,7 +81,11 @@ class Capture:
             self.notify()
 
     def take(self, size: int) -> bytes:
-        """Return as many records as fit `size` octets, and at least one, cut to fit if need be."""
+        """Return as many records as fit, and at least one, cut to fit if need be.
+
+        Args:
+            size: octets, at least `SIZE_MIN`.
+        """
         batch: list[bytes] = []
         room = size
         while self._ring and (len(self._ring[0]) <= room or not batch):

@@ -2,8 +2,8 @@
 
     python -m tests.net_server.bare_responder DESCRIPTOR
 
-`DESCRIPTOR` is a TAP device's, without device header. ARP requests and echo requests are answered by
-swapping addresses; nothing is checked, counted, or looked up.
+`DESCRIPTOR` is a TAP device's, without device header. ARP requests and echo requests are answered
+by swapping addresses; nothing is checked, counted, or looked up.
 """
 
 from __future__ import annotations
