@@ -80,10 +80,15 @@ def room_for(tables: Tables, caller: Caller, parent: int, name: bytes) -> Inode:
     check_name(name)
     if name in DOTS or tables.entries.find(parent, name) != ABSENT:
         raise Refused(errno.EEXIST)
+    _demand_room(directory, caller)
+    return directory
+
+
+def _demand_room(directory: Inode, caller: Caller) -> None:
+    """Refuse unless the caller may make entries in the directory."""
     if not directory.links:
         raise Refused(errno.ENOENT, "the directory was removed")
     demand(directory, caller, WRITE)
-    return directory
 
 
 def _put(tables: Tables, directory: Inode, name: bytes, inode: Inode, now: int) -> Attributes:
@@ -219,8 +224,11 @@ def create(
     demand(directory, caller, EXECUTE)
     check_name(name)
     number = find_in(tables, directory, name)
-    if number == ABSENT or flags & os.O_EXCL:
-        directory = room_for(tables, caller, parent, name)
+    if number != ABSENT and flags & os.O_EXCL:
+        raise Refused(errno.EEXIST)
+    if number == ABSENT:
+        check_caller(caller)
+        _demand_room(directory, caller)
         return _make(tables, caller, directory, name, (stat.S_IFREG | mode & MODE_BITS, 0))
     inode = tables.inodes.find(number)
     check_open(inode, caller, flags)

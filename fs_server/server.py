@@ -102,7 +102,10 @@ class FileServer(Server):
 
     def stop(self) -> None:
         """Make everything durable and close the volume."""
-        self.volume.close()
+        try:
+            self.volume.close()
+        except Refused as error:
+            self.task.log(f"not everything is durable: {error.detail}")
 
     def no_senders(self, badge: int) -> None:
         """A client has ended: give back its opens, and forget its watch."""

@@ -177,6 +177,7 @@ class Store:
         """Return when all commits survive a power cut; the data they name must be durable."""
         if not self.unsynced:
             return
+        assert not self.begun
         self.execute("PRAGMA synchronous = FULL")
         try:
             self.execute(_UNIQUE)

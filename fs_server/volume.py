@@ -43,6 +43,7 @@ from .interface import NAME_LIMIT, Attributes, Caller, Change, Changes, Entry, U
 from .layout import BLOCK_SHIFT, BLOCK_SIZE, DATA_NAME, HostError, VolumeError
 from .observer import ObservedVfs, Observer
 from .opens import Opens
+from .permissions import EXECUTE, permits
 from .store import WAL_LIMIT_PAGES, Store, refusal
 from .tables import Clock, Tables
 
@@ -189,16 +190,17 @@ class Volume:
         except BaseException:
             store.roll_back()
             raise
-        if store.log_pages > WAL_LIMIT_PAGES:
-            self._maintain(self.checkpoint)
-        elif self.tables.allocator.waiting > RECLAIM_LIMIT_BLOCKS:
-            self._maintain(self.settle)
+        self._maintain()
         return result
 
-    def _maintain(self, work: Callable[[], None]) -> None:
+    def _maintain(self) -> None:
         """Do what is due after a commit. If the host refuses it stays due: the change is done."""
-        with contextlib.suppress(Refused):
-            work()
+        if self.store.log_pages > WAL_LIMIT_PAGES:
+            with contextlib.suppress(Refused):
+                self.checkpoint()
+        elif self.tables.allocator.waiting > RECLAIM_LIMIT_BLOCKS:
+            with contextlib.suppress(Refused):
+                self.settle()
 
     def _host(self, operation: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
         """Run something that changes nothing; the database's failures come out as refusals."""
@@ -208,10 +210,19 @@ class Volume:
             raise refusal(error) from None
 
     def _recover(self) -> None:
-        """Undo a failed operation, in the database and in memory."""
-        self.store.roll_back()
-        self.tables.changed.clear()
-        self._host(self._load)
+        """Undo a failed operation, in the database and in memory.
+
+        Raises:
+            RuntimeError: what is in memory cannot be trusted and the volume cannot be read: a fault,
+                because nothing may be served from here on.
+        """
+        try:
+            self.store.roll_back()
+            self._load()
+        except (Refused, apsw.Error) as error:
+            raise RuntimeError(
+                "a failed change cannot be undone: the host does not read"
+            ) from error
 
     def take_changes(self) -> list[Change]:
         """Return what the last operations changed, if `watch` is on; once."""
@@ -270,6 +281,19 @@ class Volume:
 
     def lookup(self, caller: Caller, parent: int, name: bytes) -> Attributes:
         """See `FileSystem.lookup`."""
+        tables = self.tables
+        # the common case: everything is in memory (and what is there under a parent makes it
+        # a directory, and the name a possible one)
+        directory = tables.inodes.recent.young.get(parent)
+        number = tables.entries.recent.young.get((parent, name))
+        if (
+            directory is not None
+            and number is not None
+            and (caller.uid == 0 or permits(directory, caller, EXECUTE))
+        ):
+            found = tables.inodes.recent.young.get(number)
+            if found is not None:
+                return found.view()
         return self._host(naming.lookup, self.tables, caller, parent, name)
 
     def readlink(self, inode: int) -> bytes:
@@ -318,7 +342,9 @@ class Volume:
 
     def readdir(self, inode: int, cookie: int, limit: int) -> list[Entry]:
         """See `FileSystem.readdir`."""
-        return self._host(naming.readdir, self.tables, inode, cookie, limit)
+        entries = self._host(naming.readdir, self.tables, inode, cookie, limit)
+        self._maintain()
+        return entries
 
     # -- attributes -------------------------------------------------------------------------------
 
@@ -414,6 +440,8 @@ class Volume:
             status.read_time(tables, found)
         except apsw.Error as error:
             raise refusal(error) from None
+        if self.store.log_pages > WAL_LIMIT_PAGES:  # reads store their times
+            self._maintain()
 
     def write(self, caller: Caller, inode: int, offset: int, data: Bulk) -> int:
         """See `FileSystem.write`."""

@@ -22,7 +22,7 @@ from core.userlib.task import Task
 from fs_server.disk import Disk, DiskInfo
 from fs_server.interface import CHANGED, Caller, Change, Changes, FileSystem
 from fs_server.layout import DATA_NAME, METADATA_NAME, VolumeError
-from fs_server.server import FileServer, prepare_volume
+from fs_server.server import BUSY_PERIODS, FileServer, prepare_volume
 
 from .support import MIB, ROOT, TOP, assert_sound
 from .systems import PLACEMENTS, run_system
@@ -196,6 +196,32 @@ def test_a_promoted_server_that_fails_in_the_middle_is_mended(tmp_path: Path) ->
         await fault(system)
         names = [entry.name for entry in await fs.readdir(TOP, 2, 10)]
         assert names == [b"before", b"made"]
+
+    run_system(tmp_path, "colocated", scenario)
+    assert_sound(tmp_path)
+
+
+def test_changes_become_durable_when_the_server_has_time(tmp_path: Path) -> None:
+    async def scenario(system: System) -> None:
+        fs: FileSystem = system.connect(FileSystem, "fs")
+        server = system.task("fs").engine.server  # type: ignore[union-attr]
+        assert isinstance(server, FileServer)
+        f = await fs.create(ROOT, TOP, b"f", 0o644, os.O_RDWR)
+        await fs.write(ROOT, f.inode, 0, b"x" * MIB)
+        await fs.release(f.inode)
+        await fs.unlink(ROOT, TOP, b"f")
+        server.notified(1)
+        restless = [server.volume.restless]  # it was busy since the timer was armed
+        for _ in range(5):
+            server.notified(1)
+            restless.append(server.volume.restless)
+        assert restless[::5] == [True, False]
+        assert (tmp_path / DATA_NAME).stat().st_blocks * 512 < MIB
+        await fs.mkdir(ROOT, TOP, b"d", 0o755)
+        for _ in range(BUSY_PERIODS):
+            await fs.setattr(ROOT, TOP, Changes(mode=0o755))
+            server.notified(1)
+        assert not server.volume.store.unsynced
 
     run_system(tmp_path, "colocated", scenario)
     assert_sound(tmp_path)
