@@ -213,7 +213,7 @@ class FrontEnd(pyfuse3.Operations):
             known.moved = known.moved or data
 
     def keep_entries_shortly(self) -> None:
-        """Let the host's kernel keep entries for a moment only: it could not be told to drop them."""
+        """Let the host's kernel keep entries for a moment only: it cannot be told to drop them."""
         self._missing.entry_timeout = ENTRY_SHORTLY_S
         for known in self._known.values():
             known.entry.entry_timeout = ENTRY_SHORTLY_S

@@ -82,8 +82,7 @@ def prepare(mountpoint: str | Path, *, nonempty: bool = False) -> Path:
     Raises:
         MountError: it does not exist, is no directory, is in use, is not empty or not the user's.
     """
-    path = Path(mountpoint).absolute()
-    path = Path(os.path.realpath(path.parent)) / path.name if path.name else path
+    path = Path(os.path.realpath(mountpoint))
     for _ in range(8):  # mounts can lie upon one another
         if not is_stale(path):
             break

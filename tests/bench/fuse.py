@@ -33,7 +33,7 @@ MIB: Final = 1 << 20
 LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 Peers = dict[str, Sequence[str]]
-"""Commands by name, to which the mount point is appended. An empty command: a directory as it is."""
+"""Commands by name; the mount point is appended. An empty command: a directory as it is."""
 
 
 def _statx(descriptor: int, count: int, flags: int) -> float:

@@ -19,9 +19,9 @@ import pytest
 import trio
 
 from core.errors import DeadPortError
+from fs_server.interface import Caller
 from mount.fuse_session import MountOptions, serve
 from mount.mount_point import MountError, is_stale, mounted
-from fs_server.interface import Caller
 from tests.support.memory_file_system import FailingFileSystem, MemoryFileSystem
 
 from .conftest import MountUnderTest

@@ -151,7 +151,9 @@ class MemoryFileSystem(FileSystem, stub=True):
     def __init__(self, tree: Tree | None = None) -> None:
         self.tree = tree or Tree()
         self.changed = trio.Event()
-        self.calls: dict[str, int] = {}
+        self.told = 0
+        """How often the client asked for changes and got none any more."""
+        self._told = trio.Event()
 
     def other(self) -> MemoryFileSystem:
         """Return another client of the same tree."""
@@ -439,7 +441,16 @@ class MemoryFileSystem(FileSystem, stub=True):
             after += 1
             if by is not self:
                 found.append(change)
+        if not found:
+            self.told += 1
+            told, self._told = self._told, trio.Event()
+            told.set()
         return after, found
+
+    async def wait_told(self, before: int) -> None:
+        """Wait until the watching client has dealt with all changes, once more than `before`."""
+        while self.told <= before:
+            await self._told.wait()
 
     @property
     def port(self) -> Right:
