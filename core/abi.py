@@ -10,9 +10,10 @@ A task in an address space of its own talks to the kernel over one SOCK_SEQPACKE
 Host descriptors travel with the packet as SCM_RIGHTS. Bulk above `INLINE_LIMIT` does not travel in
 the packet at all: it lies in a slot of the task's *transfer region*, a memory object that the
 kernel and the task both map, and the header names the slot. Whoever makes a call chooses the slot,
-so each side allocates only from its own half: the kernel in the lower one for calls into the task,
-the task in the upper one for its own calls. In a slot the request's bulk comes first, the reply's
-bulk follows at the next multiple of `SLOT_ALIGN`.
+so each side allocates only from its own part: the kernel in the lower one for calls into the task,
+the task in the upper one for its own calls. The kernel has a slot for every request that may be in
+flight: otherwise requests that wait for a later one would keep that one out. In a slot the
+request's bulk comes first, the reply's bulk follows at the next multiple of `SLOT_ALIGN`.
 """
 
 from __future__ import annotations
@@ -35,15 +36,20 @@ BULK_LIMIT: Final = 1024 * 1024
 """Octets of bulk in one message, and of request and reply bulk together in one call."""
 SLOT_SIZE: Final = BULK_LIMIT + 8192
 SLOT_ALIGN: Final = 4096
-SLOTS: Final = 16
-"""Slots in each half of a transfer region: calls with large bulk that one side has under way."""
-REGION_SIZE: Final = 2 * SLOTS * SLOT_SIZE
 NO_SLOT: Final = 0xFFFF_FFFF
 
 RIGHTS_LIMIT: Final = 16
 """Rights, and likewise descriptors, in one message."""
 QUEUE_LIMIT: Final = 1024
 """Messages that wait at, or are being served behind, one port."""
+KERNEL_SLOTS: Final = QUEUE_LIMIT
+"""Slots in the kernel's part of a transfer region, which comes first."""
+TASK_SLOTS: Final = 64
+"""Slots in the task's part: its calls with large bulk that may be under way."""
+REGION_SIZE: Final = (KERNEL_SLOTS + TASK_SLOTS) * SLOT_SIZE
+"""Octets of a transfer region, in address space; a page is used when something was in it."""
+WARM_SLOTS: Final = 16
+"""Slots whose pages the kernel keeps when its part is idle; it gives back those of the others."""
 NAMES_LIMIT: Final = 65_536
 """Rights in one task's name space."""
 CALLS_LIMIT: Final = 4096

@@ -17,9 +17,10 @@ import msgspec
 from core.abi import (
     BULK_LIMIT,
     INLINE_LIMIT,
+    KERNEL_SLOTS,
     NO_SLOT,
     SLOT_SIZE,
-    SLOTS,
+    TASK_SLOTS,
     RightKind,
 )
 from core.errors import (
@@ -68,7 +69,7 @@ def check_bulk(packet: Packet, request: Request, region: Region, taken: set[int]
         if room > INLINE_LIMIT or size > INLINE_LIMIT:
             raise BadMessageError("bulk above the inline limit needs a slot")
         request.bulk = packet.bulk
-    elif not (calls and SLOTS <= slot < 2 * SLOTS) or slot in taken:
+    elif not (calls and KERNEL_SLOTS <= slot < KERNEL_SLOTS + TASK_SLOTS) or slot in taken:
         raise BadMessageError(f"slot {slot} is not the sender's to use now")
     else:
         request.client_slot = slot

@@ -23,11 +23,13 @@ from core.abi import (
     HEADER,
     HEADER_SIZE,
     INLINE_LIMIT,
+    KERNEL_SLOTS,
     NAME,
     NAMES_LIMIT,
     NO_SLOT,
     PACKET_LIMIT,
     SELF,
+    WARM_SLOTS,
     Kind,
     RightKind,
 )
@@ -105,7 +107,7 @@ class KernelLine:
         self.pid = 0
         self.socket = connection
         self.region = region
-        self.slots = Slots(0)
+        self.slots = Slots(0, KERNEL_SLOTS)
         self.their_slots: set[int] = set()
         self._rim = rim
         self._end_process = end_process
@@ -375,24 +377,15 @@ class KernelLine:
         entered = enter(self.task, request)
         if large:
             slot = request.slot = self.slots.take()
-            request.on_end = lambda: self.slots.give(slot)
+            request.on_end = lambda: self._give(slot)
             self.region.view(slot, 0, size)[:] = bulk
             bulk = b""
+        kind = Kind.CALL if request.wants_reply else Kind.SEND
+        flags = FLAG_REDELIVERED if request.redelivered else 0
         header = HEADER.pack(
-            Kind.CALL if request.wants_reply else Kind.SEND,
-            FLAG_REDELIVERED if request.redelivered else 0,
-            request.spec.index,
-            1,
-            request.id,
-            request.badge,
-            len(fields),
-            size,
-            request.slot,
-            room,
-            0,
-            len(entered),
-            len(request.descriptors),
-        )
+            kind, flags, request.spec.index, 1, request.id, request.badge,
+            len(fields), size, request.slot, room, 0, len(entered), len(request.descriptors),
+        )  # fmt: skip
         names = [NAME.pack(right.name) for right in entered]
         if self._send([header, *names, fields, bulk], request.descriptors):
             keep_copies(self.task, request)
@@ -403,6 +396,14 @@ class KernelLine:
             request.on_end = None
             request.slot = NO_SLOT
         return False
+
+    def _give(self, slot: int) -> None:
+        """Take a slot back; give pages back to the host when a rush is over."""
+        self.slots.give(slot)
+        most = self.slots.most
+        if most > WARM_SLOTS and len(self.slots) == KERNEL_SLOTS:
+            self.region.discard(WARM_SLOTS, most)
+            self.slots.most = 0
 
     def _deliver_simple(self, request: Request) -> bool:
         fields = request.fields

@@ -110,6 +110,7 @@ class IsolatedTask(Task):
         self.on_set_aside: Callable[[], None] | None = None
         self._next = itertools.count(1).__next__
         self._waiters: dict[int, _Waiter] = {}
+        self._without_slot = trio.lowlevel.ParkingLot()
         self.kernel = self.connect(KernelCalls, TaskRight(SELF))
 
     # -- calls ------------------------------------------------------------------------------------
@@ -176,6 +177,8 @@ class IsolatedTask(Task):
     ) -> Any:
         if self.blocking:
             return self.call_blocking(right, spec, arguments, deadline_s)
+        while not (spec.simple or len(self.line.slots)):
+            await self._without_slot.park()
         number, slot, start = self._send_call(right, spec, arguments, Kind.CALL, deadline_s)
         waiter = self._waiters[number] = _Waiter(spec, slot, start)
         waiter.task = trio.lowlevel.current_task()
@@ -219,7 +222,7 @@ class IsolatedTask(Task):
         waiter = self._waiters.pop(packet.request, None)
         if waiter is None or waiter.task is None:
             # Too late: the call was cancelled. What the answer carries is nobody's.
-            self.line.slots.give(waiter.slot if waiter is not None else NO_SLOT)
+            self._give(waiter.slot if waiter is not None else NO_SLOT)
             self.give_up(packet)
             return
         result = outcome.capture(self._answer, packet, waiter.spec, waiter.slot, waiter.start)
@@ -258,7 +261,11 @@ class IsolatedTask(Task):
             carried += [Descriptor(number) for number in packet.descriptors]
             return spec.join_reply(plain, carried)
         finally:
-            self.line.slots.give(slot)
+            self._give(slot)
+
+    def _give(self, slot: int) -> None:
+        self.line.slots.give(slot)
+        self._without_slot.unpark()
 
     def send(self, right: Right, spec: Operation, arguments: tuple[Any, ...]) -> None:  # noqa: D102
         self._send_call(right, spec, arguments, Kind.SEND)

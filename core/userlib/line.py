@@ -17,6 +17,7 @@ from core.abi import (
     HEADER,
     HEADER_SIZE,
     INLINE_LIMIT,
+    KERNEL_SLOTS,
     NAME,
     NO_SLOT,
     PACKET_LIMIT,
@@ -24,7 +25,7 @@ from core.abi import (
     RIGHTS_LIMIT,
     SLOT_ALIGN,
     SLOT_SIZE,
-    SLOTS,
+    TASK_SLOTS,
     Kind,
 )
 from core.errors import LimitError, MessageTooLargeError
@@ -35,6 +36,8 @@ _INT_SIZE: Final = array.array("i").itemsize
 ANCILLARY_SIZE: Final = socket.CMSG_SPACE(RIGHTS_LIMIT * _INT_SIZE)
 DESCRIPTORS_LIMIT: Final = RIGHTS_LIMIT
 _FIELDS_LIMIT: Final = PACKET_LIMIT - HEADER_SIZE - NAME.size * RIGHTS_LIMIT
+_MADV_REMOVE: Final = 9
+"""madvise(2): free the pages of a shared mapping, and what they hold."""
 _pack: Final = HEADER.pack
 WAIT: Final = int(socket.MSG_CMSG_CLOEXEC)
 DO_NOT_WAIT: Final = int(socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
@@ -69,14 +72,19 @@ class Slots:
     Last in, first out: warm pages come first.
     """
 
-    def __init__(self, first: int) -> None:
-        self._free = list(range(first + SLOTS - 1, first - 1, -1))
+    def __init__(self, first: int, count: int) -> None:
+        self._free = list(range(first + count - 1, first - 1, -1))
+        self._count = count
+        self.most = 0
+        """The highest number of slots in use since this was last set to 0."""
 
     def take(self) -> int:
         """Return a slot's number. LimitError when all are in use."""
         if not self._free:
-            raise LimitError(f"all {SLOTS} slots of the transfer region are in use")
-        return self._free.pop()
+            raise LimitError(f"all {self._count} slots of the transfer region are in use")
+        slot = self._free.pop()
+        self.most = max(self.most, self._count - len(self._free))
+        return slot
 
     def give(self, slot: int) -> None:
         """Take a slot back; NO_SLOT is ignored."""
@@ -101,6 +109,10 @@ class Region:
         """
         begin = slot * SLOT_SIZE + start
         return self._view[begin : begin + size]
+
+    def discard(self, first: int, end: int) -> None:
+        """Give the pages of slots `first` to `end` back to the host; they read as zeros then."""
+        self.memory.madvise(_MADV_REMOVE, first * SLOT_SIZE, (end - first) * SLOT_SIZE)
 
     def close(self) -> None:
         """Unmap, as soon as nobody holds a view any more."""
@@ -193,7 +205,7 @@ class Line:
     def __init__(self, connection: socket.socket, region: Region) -> None:
         self.socket = connection
         self.region = region
-        self.slots = Slots(SLOTS)
+        self.slots = Slots(KERNEL_SLOTS, TASK_SLOTS)
         self._buffer = bytearray(PACKET_LIMIT + INLINE_LIMIT)
         self._view = memoryview(self._buffer)
         self._into = [self._buffer]
