@@ -22,9 +22,13 @@ _SIZE: Final = 65_536
 class EchoServer(Server):
     """Answers datagrams to port 7, over the network granted as `net`."""
 
+    async def start(self) -> None:
+        """Bind the port: when the server is ready, it answers."""
+        self._socket = await self._bind()
+
     async def run(self) -> None:
         """Answer until cancelled."""
-        socket = await self._bind()
+        socket = self._socket
         while True:
             datagram, data = await socket.udp_receive(_SIZE)
             if datagram.errno or datagram.port in _ANSWERING:

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
+from core.kernel.tasks import State
 from core.system.boot import Prepared, System, booted
 from core.system.description import parse_description
 from net_server import namespaces
@@ -22,6 +23,9 @@ HOST = "10.90.0.1"
 HOST_OCTETS = bytes((10, 90, 0, 1))
 ATOLL = "10.90.0.2"
 ATOLL_OCTETS = bytes((10, 90, 0, 2))
+
+BODY_TIMEOUT_S = 10
+"""After it, a test that would hang fails, and its system is stopped."""
 
 _DESCRIPTION = """
 [server.supervisor]
@@ -61,6 +65,14 @@ class LiveSystem:
         stub: Network = self.system.client().connect(Network, right)  # type: ignore[arg-type]
         return stub
 
+    async def kill(self, server: str) -> None:
+        """Kill a server's process, and wait until its next incarnation serves."""
+        task = self.system.task(server)
+        generation = task.id.generation
+        self.system.kernel.kill(task)
+        while task.id.generation == generation or task.state is not State.RUNNING:
+            await self.system._changed.wait()
+
     def host_socket(self) -> trio.socket.SocketType:
         """Return a UDP socket on the host's side of the link."""
         made = namespaces.run_inside(
@@ -93,7 +105,8 @@ def run_live(
             namespace = await link.namespace()
             live = LiveSystem(system, namespace.fileno())
             live.log = lines
-            await body(live)
+            with trio.fail_after(BODY_TIMEOUT_S):
+                await body(live)
 
     try:
         trio.run(main)

@@ -1,6 +1,4 @@
 """The servers under a real kernel, with the host at the other end of a real TAP device."""
-device.
-"""
 
 from __future__ import annotations
 
@@ -138,7 +136,7 @@ def test_broadcasts_pass_both_ways(run: Run) -> None:
     run(body)
 
 
-def test_silent_neighbor_is_an_error_not_a_silence(run: Run) -> None:
+def test_silent_neighbor_is_an_error_not_a_silence() -> None:
     async def body(live: LiveSystem) -> None:
         with pytest.raises(Refused) as refused:
             await live.network.ping(bytes((10, 90, 0, 99)), 30_000, b"")
@@ -147,7 +145,7 @@ def test_silent_neighbor_is_an_error_not_a_silence(run: Run) -> None:
             await live.network.ping(bytes((192, 0, 2, 1)), 30_000, b"")
         assert refused.value.errno == errno.ENETUNREACH
 
-    run(body)
+    run_live(body)
 
 
 def test_server_says_what_it_knows(run: Run) -> None:
@@ -274,9 +272,7 @@ def test_killed_server_costs_time_but_no_socket(victim: str, offload: bool) -> N
         socket = live.connect(right)
         with live.host_socket() as host:
             for turn in range(3):
-                live.system.kernel.kill(live.system.task(victim))
-                await live.system.wait_running(["tap", "net", "echo"])
-                # waits until the new incarnation has the sockets again
+                await live.kill(victim)
                 assert {7, port} <= {each.port for each in await live.network.sockets()}
                 await host.sendto(b"turn %d" % turn, (ATOLL, port))
                 _, data = await socket.udp_receive(100)
@@ -302,9 +298,7 @@ def test_receiver_that_waits_gets_its_datagram_from_the_next_incarnation() -> No
         async with trio.open_nursery() as nursery:
             await nursery.start(receive)
             await live.network.sockets()
-            live.system.kernel.kill(live.system.task("net"))
-            await live.system.wait_running(["net"])
-            await live.network.sockets()
+            await live.kill("net")
             with live.host_socket() as host:
                 await host.sendto(b"after the death", (ATOLL, port))
         assert received == [b"after the death"]
@@ -315,7 +309,7 @@ def test_receiver_that_waits_gets_its_datagram_from_the_next_incarnation() -> No
 def test_interrupted_capture_says_so_and_goes_on() -> None:
     async def body(live: LiveSystem) -> None:
         capture = live.connect(await live.network.capture_start(64))
-        live.system.kernel.kill(live.system.task("net"))
+        await live.kill("net")
         await ping(live, "-c", "1")
         batch, octets = await capture.capture_next(4096)
         assert batch.interrupted
