@@ -66,7 +66,7 @@ SessionLoop = Callable[[trio.Nursery, int, int], Awaitable[None]]
 def _trio_epoll() -> int:
     """Return the descriptor of trio's own epoll set, -1 where this trio does not show it."""
     try:
-        runner: Any = trio._core._run.GLOBAL_RUN_CONTEXT.runner  # type: ignore[attr-defined] # noqa: SLF001
+        runner: Any = trio._core._run.GLOBAL_RUN_CONTEXT.runner  # noqa: SLF001
         return int(runner.io_manager._epoll.fileno())  # noqa: SLF001
     except AttributeError:
         return -1

@@ -2,9 +2,9 @@
 
 Run `python -m tests.support.system_mount PLACEMENT DIR`: PLACEMENT of disk and file server is
 `process` or `colocated`. The volume is made in a temporary directory. It says "ready" when the
-mount can be used. A line `write PATH TEXT`, `truncate PATH SIZE`, `rename PATH NAME`, `unlink PATH` or `kill`
-on its standard input is done to the file server by a second client, and answered with "done".
-It unmounts when its standard input ends.
+mount can be used. A line `write NAME TEXT`, `truncate NAME SIZE`, `rename NAME NAME`,
+`unlink NAME` or `kill` on its standard input is done to the file server by a second client, and
+answered with "done". It unmounts when its standard input ends.
 """
 
 from __future__ import annotations
