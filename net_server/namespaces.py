@@ -27,12 +27,12 @@ def _check(result: int) -> None:
 def _in_thread(function: Callable[[], T]) -> T:
     """Run a function in a thread of its own and return what it returns or raise what it raises."""
     results: list[T] = []
-    errors: list[OSError] = []
+    errors: list[BaseException] = []
 
     def run() -> None:
         try:
             results.append(function())
-        except OSError as error:
+        except BaseException as error:  # noqa: BLE001 - it is raised again where it is awaited
             errors.append(error)
 
     thread = threading.Thread(target=run, name="network namespace")
