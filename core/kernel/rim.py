@@ -24,6 +24,8 @@ from typing import Any, Final, Protocol
 
 import trio
 
+from core.userlib.spin import Spin
+
 from .kernel import Kernel
 from .requests import Waiter
 from .timers import Timers
@@ -32,7 +34,7 @@ _LINGER_S: Final = 1e-3
 _EVENTS: Final = 16
 """Events taken from an epoll set at once."""
 _TURN_PACKETS: Final = 64
-_TURN_S: Final = 500e-6
+_TURN_S: Final = 2e-3
 
 
 class Watched(Protocol):
@@ -67,6 +69,8 @@ class Rim:
         self._earlier = trio.Event()
         self.timers = Timers(time.monotonic, self._wake_timers)
         self._turns = 0
+        self._seen: list[tuple[int, int]] = []
+        self._spin = Spin(self._look)
 
     def add(self, watched: Watched) -> None:
         """Watch a socket from now on."""
@@ -133,8 +137,21 @@ class Rim:
                 return True
             if self._trio < 0:
                 return True
-            events = self._all.poll(_LINGER_S, _EVENTS)
+            events = self._wait()
         return True
+
+    def _wait(self) -> list[tuple[int, int]]:
+        """Return the next events at the lines or at trio's set; none when time is over."""
+        if self._spin.look():
+            return self._seen
+        events = self._all.poll(_LINGER_S, _EVENTS)
+        if events:
+            self._spin.woke()
+        return events
+
+    def _look(self) -> bool:
+        self._seen = self._all.poll(0, _EVENTS)
+        return bool(self._seen)
 
     def _serve_all(self, events: list[tuple[int, int]]) -> bool:
         """Serve what the events name; False if no line was among them."""
@@ -153,9 +170,9 @@ class Rim:
         """
         if self._trio < 0:
             return False
-        poll, runnable = self._all.poll, Waiter.woken
+        runnable = Waiter.woken
         for _ in range(_TURN_PACKETS):
-            if not self._serve_all(poll(_LINGER_S, _EVENTS)):
+            if not self._serve_all(self._wait()):
                 return False
             if waiter.done:
                 return True

@@ -203,7 +203,7 @@ class IsolatedTask(Task):
             self.line.call_simple(right.name, spec.index, number, _encoded(spec, arguments))
         else:
             number, slot, start = self._send_call(right, spec, arguments, Kind.CALL, deadline_s)
-        receive = self.line.receive
+        receive = self.line.receive_soon
         while True:
             packet = receive()
             if packet.request == number and packet.kind == _REPLY and spec.simple:

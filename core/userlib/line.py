@@ -10,6 +10,7 @@ from __future__ import annotations
 import array
 import mmap
 import os
+import select
 import socket
 from typing import Final
 
@@ -31,6 +32,7 @@ from core.abi import (
 from core.errors import LimitError, MessageTooLargeError
 
 from .interface import Bulk
+from .spin import Spin
 
 _INT_SIZE: Final = array.array("i").itemsize
 ANCILLARY_SIZE: Final = socket.CMSG_SPACE(RIGHTS_LIMIT * _INT_SIZE)
@@ -209,6 +211,9 @@ class Line:
         self._buffer = bytearray(PACKET_LIMIT + INLINE_LIMIT)
         self._view = memoryview(self._buffer)
         self._into = [self._buffer]
+        poll = select.poll()
+        poll.register(connection, select.POLLIN)
+        self._spin = Spin(lambda: poll.poll(0))
 
     def send(  # noqa: PLR0913 - one for each field of a header
         self,
@@ -301,6 +306,14 @@ class Line:
         if size == 0:
             raise ClosedError
         return Packet(self._view, size, descriptors_in(ancillary) if ancillary else [])
+
+    def receive_soon(self) -> Packet:
+        """Return the next packet, looking for it a moment before blocking. Raises as `receive`."""
+        if self._spin.look():
+            return self.receive()
+        packet = self.receive()
+        self._spin.woke()
+        return packet
 
     def close(self) -> None:
         """Close the socket and unmap the region."""

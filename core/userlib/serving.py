@@ -228,7 +228,7 @@ def _serve_blocking(task: IsolatedTask, server: Server) -> None:
     complete(server.start())
     task.line.send(Kind.READY)
     dispatcher = Dispatcher(task, server)
-    receive, handle, aside = task.line.receive, dispatcher.handle, task.set_aside
+    receive, handle, aside = task.line.receive_soon, dispatcher.handle, task.set_aside
     while True:
         packet = aside.popleft() if aside else receive()
         kind = packet.kind
