@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import pwd
 import shutil
 import stat
 import subprocess
@@ -137,6 +138,12 @@ def check_device(device: Path = DEVICE) -> None:
     if os.geteuid() and shutil.which("fusermount3") is None:
         cause = "not found, but needed to mount without being root"
         raise MountError("fusermount3", cause, "install it: apt install fuse3")
+    if os.geteuid():
+        try:
+            pwd.getpwuid(os.geteuid())
+        except KeyError:
+            cause = "has no entry in /etc/passwd, and fusermount3 asks for one"
+            raise MountError(f"uid {os.geteuid()}", cause, "use a user that has a name") from None
 
 
 def check_allow_other(conf: Path = FUSE_CONF) -> None:

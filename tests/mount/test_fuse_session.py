@@ -374,3 +374,34 @@ async def test_mount_of_a_dead_server_is_replaced(tmp_path: Path) -> None:
 async def test_other_ways_of_waiting_serve_as_well(mounted: MountUnderTest) -> None:
     assert mounted.mount.polled is (mounted.mount.workers.requests > 0)
     await mounted.shell("seq 9999 > f; cp f g; cmp f g")
+
+
+AS_NOBODY = """
+test -c $1/fuse; mount --bind $1/fuse /dev/fuse
+mkfifo -m 666 $1/end; mkdir $1/mnt; chown nobody $1/mnt
+AS="setpriv --reuid nobody --regid 65534 --clear-groups"
+$AS {python} -B -m tests.support.memory_mount $1/mnt < $1/end > $1/said & exec 3> $1/end
+until grep -q ready $1/said; do kill -0 $! || exit 1; done
+$AS bash -c "echo text > $1/mnt/f; cat $1/mnt/f; stat -c %U $1/mnt/f"
+exec 3>&-; wait; findmnt $1/mnt || echo unmounted
+"""
+
+
+@pytest.mark.needs_root
+def test_ordinary_user_mounts_through_fusermount3(place: Path) -> None:
+    """In a mount name space of its own, where /dev/fuse is open to all, as Debian has it."""
+    nobody = ["setpriv", "--reuid", "nobody", "--regid", "65534", "--clear-groups"]
+    able = [*nobody, sys.executable, "-B", "-c", "import mount.fuse_session"]
+    if shutil.which("fusermount3") is None or subprocess.run(able, check=False).returncode:
+        pytest.skip("needs fusermount3, and a project that other users can read")
+    os.mknod(place / "fuse", stat.S_IFCHR | 0o666, os.makedev(10, 229))
+    (place / "fuse").chmod(0o666)
+    script = AS_NOBODY.replace("{python}", sys.executable)
+    done = subprocess.run(
+        ["unshare", "-m", "bash", "-euc", script, "bash", str(place)],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.stdout.split() == ["text", "nobody", "unmounted"]

@@ -96,6 +96,14 @@ def test_missing_fusermount3_is_named_to_an_ordinary_user(
         check_device(tmp_path / "fuse")
 
 
+def test_user_without_a_name_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "fuse").touch()
+    monkeypatch.setattr(shutil, "which", lambda program: "/bin/fusermount3")
+    monkeypatch.setattr(os, "geteuid", lambda: 4_000_000_000)
+    with pytest.raises(MountError, match=r"uid 4000000000: has no entry in /etc/passwd"):
+        check_device(tmp_path / "fuse")
+
+
 def test_allow_other_needs_the_hosts_configuration_unless_root(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
