@@ -345,7 +345,6 @@ class Colocated:
             self._reply(request, self._handlers[spec.index](*arguments))
         except Exception as error:  # noqa: BLE001 - any exception of the server is its fault
             self._not_served(request, arguments, error)
-        self.server.request.redelivered = False  # hand-off does not set it
         return True
 
     def _not_served(self, request: Request, arguments: tuple[Any, ...], error: Exception) -> None:
