@@ -191,10 +191,11 @@ class Inodes:
         self._next = number + 1
         return number
 
-    def save(self, inode: Inode) -> None:
-        """Store everything but size and blocks."""
+    def save(self, inode: Inode, *, alone: bool = False) -> None:
+        """Store everything but size and blocks. `alone`: nothing else changes with it."""
         inode.changed()
-        self._store.write(
+        write = self._store.write_alone if alone else self._store.write
+        write(
             _UPDATE,
             (
                 *(inode.mode, inode.links, inode.uid, inode.gid),

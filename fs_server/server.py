@@ -6,8 +6,8 @@ opens, in a memory object that the kernel keeps; and the rights to the ports of 
 which the kernel keeps as well.
 
 Exactly once. An operation that changes something goes through `_once`: its answer is recorded in
-the transaction of the change, and returned when the request comes again. `write` and `fsync` may be
-repeated, and record nothing.
+the transaction of the change, and returned when the request comes again. `write`, `fsync`
+and most uses of `setattr` may be repeated, and record nothing.
 
 Durability. Changes are made durable when a client asks (`fsync`, `sync`), when the server has been
 idle for `SYNC_PERIOD_S`, and at the latest after `BUSY_PERIODS` of those.
@@ -277,6 +277,9 @@ class FileServer(Server):
 
     def setattr(self, caller: Caller, inode: int, changes: Changes) -> Attributes:
         """See `FileSystem.setattr`."""
+        if _repeatable(caller, changes):
+            self.volume.request = 0
+            return self._changing(self.volume.setattr, caller, inode, changes)
         return self._once("setattr", self.volume.setattr, caller, inode, changes)
 
     def access(self, caller: Caller, inode: int, mode: int) -> None:
@@ -353,6 +356,19 @@ class FileServer(Server):
     def seek(self, inode: int, offset: int, whence: int) -> int:
         """See `FileSystem.seek`."""
         return self.volume.seek(inode, offset, whence)
+
+
+def _repeatable(caller: Caller, changes: Changes) -> bool:
+    """Tell whether doing a `setattr` a second time is allowed if it was the first time.
+
+    What may take the caller's own permission away is not: a change of owner, and a change of mode
+    that comes with a size.
+    """
+    if caller.uid == 0:
+        return True
+    if changes.uid is not None or changes.gid is not None:
+        return False
+    return changes.mode is None or changes.size is None
 
 
 def prepare_volume(directory: Path, info: DiskInfo) -> None:

@@ -176,7 +176,8 @@ def _apply(tables: Tables, inode: Inode, caller: Caller, changes: Changes, now: 
     if changes.mtime is not None:
         inode.mtime = now if changes.now else _representable(changes.mtime)
     inode.ctime = now if changes.ctime is None else _representable(changes.ctime)
-    tables.inodes.save(inode)
+    store = tables.store
+    tables.inodes.save(inode, alone=not store.begun and not store.request)
 
 
 def _representable(time_ns: int) -> int:

@@ -213,8 +213,8 @@ class Volume:
         """Undo a failed operation, in the database and in memory.
 
         Raises:
-            RuntimeError: what is in memory cannot be trusted and the volume cannot be read: a fault,
-                because nothing may be served from here on.
+            RuntimeError: what is in memory cannot be trusted and the volume cannot be read: a
+                fault, because nothing may be served from here on.
         """
         try:
             self.store.roll_back()
