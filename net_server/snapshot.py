@@ -21,6 +21,11 @@ SLOT_SIZE: Final = 256 * 1024
 _HEAD: Final = struct.Struct("<QII")
 
 
+def _crc(sequence: int, value: bytes) -> int:
+    """Return a sum over head and value, so that half a head is never taken for an empty value."""
+    return zlib.crc32(value, zlib.crc32(sequence.to_bytes(8, "big")))
+
+
 class Snapshot:
     """A memory object that the kernel keeps for the task under `label`."""
 
@@ -41,7 +46,7 @@ class Snapshot:
             octets = os.pread(self._descriptor, SLOT_SIZE, slot * SLOT_SIZE)
             sequence, size, crc = _HEAD.unpack_from(octets)
             value = octets[_HEAD.size : _HEAD.size + size]
-            if sequence > self._sequence and zlib.crc32(value) == crc:
+            if sequence > self._sequence and _crc(sequence, value) == crc:
                 self._sequence, newest = sequence, value
         return newest
 
@@ -51,9 +56,8 @@ class Snapshot:
         self._sequence += 1
         start = self._sequence % 2 * SLOT_SIZE
         os.pwrite(self._descriptor, value, start + _HEAD.size)
-        os.pwrite(
-            self._descriptor, _HEAD.pack(self._sequence, len(value), zlib.crc32(value)), start
-        )
+        head = _HEAD.pack(self._sequence, len(value), _crc(self._sequence, value))
+        os.pwrite(self._descriptor, head, start)
 
     def close(self) -> None:
         """Close the descriptor; what the kernel keeps stays."""
