@@ -14,7 +14,7 @@ it likes. All its own changes pass through it; other clients' changes are taken 
 
 Identity: a node id is an inode number, a file handle is an inode number with a flag bit. Both mean
 the same after the file server's restart, and need no table here. What is kept for an inode
-(`_Known`) is a cache, and goes when the kernel forgets the inode.
+(`KnownInode`) is a cache, and goes when the kernel forgets the inode.
 
 Invariants:
 
@@ -30,19 +30,17 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-import inspect
-import logging
 import os
 import stat
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any, Final, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, TypeVar
 
 import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, SetattrFields
 from typing_extensions import override
 
 from core.abi import BULK_LIMIT
-from core.errors import AtollError, Refused
+from core.errors import Refused
 from core.userlib.interface import Bulk
 from fs_server.interface import (
     XATTR_SIZE_LIMIT,
@@ -53,13 +51,10 @@ from fs_server.interface import (
     FileSystem,
 )
 
-log: Final = logging.getLogger(__name__)
+from .fuse_failures import complete, failure, guard_handlers
+from .known_inode import CACHE_S, ENTRY_SHORTLY_S, NOTHING_ABSENT, KnownInode
 
-CACHE_S: Final = 86_400.0
-"""Seconds that the host's kernel may keep entries and attributes: it is told of changes."""
 ROOT: Final = Caller(0, 0, (), 0)
-ENTRY_SHORTLY_S: Final = 1.0
-"""The same for entries, on a host's kernel that cannot drop all of them at once."""
 APPEND: Final = 1 << 62
 """In a file handle: the file was opened with O_APPEND."""
 INODE_BITS: Final = APPEND - 1
@@ -68,70 +63,7 @@ LISTING_LIMIT: Final = 128
 CALLERS_LIMIT: Final = 1024
 ANSWERS_LIMIT: Final = 64
 
-ERRNO_LIMIT: Final = 1000
-"""Error numbers from here on are no answer that the host would take."""
-BLOCK_SIZE: Final = 65_536
-"""What `st_blksize` says: programs that read and write through buffers take ones of this size."""
-NOTHING_ABSENT: Final[frozenset[bytes]] = frozenset()
-
 T = TypeVar("T")
-Handler = TypeVar("Handler", bound=Callable[..., Any])
-
-
-class _Known:
-    """What is remembered of an inode while the host's kernel knows it."""
-
-    __slots__ = ("absent", "attributes", "entry", "moved")
-
-    def __init__(self, entry_s: float) -> None:
-        self.entry = EntryAttributes()
-        self.entry.attr_timeout = CACHE_S
-        self.entry.entry_timeout = entry_s
-        self.entry.st_blksize = BLOCK_SIZE
-        self.attributes: Attributes | None = None
-        self.absent: frozenset[bytes] = NOTHING_ABSENT
-        """Extended attributes that are not there; the kernel asks for one before every write."""
-        self.moved = False
-        """Another client changed the data, and the kernel has not asked for the new size since."""
-
-    def show(self, attributes: Attributes) -> EntryAttributes:
-        """Return the entry brought up to date."""
-        entry = self.entry
-        self.moved = False
-        if attributes is self.attributes or attributes == self.attributes:
-            return entry
-        self.attributes = attributes
-        entry.st_ino = attributes.inode
-        entry.st_mode = attributes.mode
-        entry.st_nlink = attributes.links
-        entry.st_uid = attributes.uid
-        entry.st_gid = attributes.gid
-        entry.st_rdev = attributes.device
-        entry.st_size = attributes.size
-        entry.st_blocks = attributes.blocks
-        entry.st_atime_ns = attributes.atime
-        entry.st_mtime_ns = attributes.mtime
-        entry.st_ctime_ns = attributes.ctime
-        return entry
-
-
-def complete(handler: Handler) -> Handler:
-    """Mark a handler that turns every error into a FUSEError by itself."""
-    handler.__complete__ = True  # type: ignore[attr-defined]
-    return handler
-
-
-def failure(operation: str, error: Exception) -> FUSEError:
-    """Return what the host shall see of an error; whatever is no answer of the server is logged."""
-    if isinstance(error, Refused) and 0 < error.errno < ERRNO_LIMIT:
-        return FUSEError(error.errno)
-    if isinstance(error, FUSEError):
-        return error
-    if isinstance(error, AtollError):
-        log.error("%s: %s: %s", operation, type(error).__name__, error)
-    else:
-        log.exception("%s: unexpected", operation, exc_info=error)
-    return FUSEError(errno.EIO)
 
 
 def _refuse_acl(name: bytes) -> None:
@@ -140,36 +72,14 @@ def _refuse_acl(name: bytes) -> None:
         raise FUSEError(errno.EOPNOTSUPP)
 
 
-def _guarded(
-    handler: Callable[..., Coroutine[Any, Any, T]],
-) -> Callable[..., Coroutine[Any, Any, T]]:
-    @functools.wraps(handler)
-    async def guard(*arguments: Any) -> T:
-        try:
-            return await handler(*arguments)
-        except Exception as error:  # noqa: BLE001 - invariant 1
-            raise failure(handler.__name__, error) from None
-
-    return guard
-
-
-def _guard_handlers(cls: type[FrontEnd]) -> type[FrontEnd]:
-    """Guard every handler of the class that is not marked as complete."""
-    for name, value in list(vars(cls).items()):
-        public = inspect.iscoroutinefunction(value) and not name.startswith("_")
-        if public and not hasattr(value, "__complete__"):
-            setattr(cls, name, _guarded(value))
-    return cls
-
-
-@_guard_handlers
+@guard_handlers
 class FrontEnd(pyfuse3.Operations):
     """The handlers of one mount.
 
     Args:
-        fs: a client of the file server. writeback: let the host's kernel collect writes. Only right
-        while no other client changes files:
-            the kernel then owns sizes and times, and shows a grown file with its old size.
+        fs: a client of the file server.
+        writeback: let the host's kernel collect writes. Only right while no other client changes
+            files: the kernel then owns sizes and times, and shows a grown file with its old size.
     """
 
     supports_dot_lookup = True
@@ -181,7 +91,7 @@ class FrontEnd(pyfuse3.Operations):
         self.stale: Callable[[int], None] = lambda inode: None
         """Called when the kernel's cached data of an inode is known to be wrong."""
         self._fs = fs
-        self._known: dict[int, _Known] = {}
+        self._known: dict[int, KnownInode] = {}
         self._callers: dict[tuple[int, int], Caller] = {(0, 0): ROOT}
         self._info = FileInfo(keep_cache=True)
         self._missing = EntryAttributes()
@@ -200,7 +110,7 @@ class FrontEnd(pyfuse3.Operations):
     def _show(self, attributes: Attributes) -> EntryAttributes:
         known = self._known.get(attributes.inode)
         if known is None:
-            known = self._known[attributes.inode] = _Known(self._missing.entry_timeout)
+            known = self._known[attributes.inode] = KnownInode(self._missing.entry_timeout)
         return known.show(attributes)
 
     def changed(self, inode: int, *, data: bool) -> None:
