@@ -49,6 +49,8 @@ class Waiters:
         if self._event is None:
             self._event = trio.Event()
         await self._event.wait()
+        # woken and withdrawn in one turn: whoever comes next shall have it
+        await trio.lowlevel.checkpoint_if_cancelled()
 
     def wake(self) -> None:
         """Let everybody who waits look again."""

@@ -40,7 +40,7 @@ def run(request: pytest.FixtureRequest) -> Run:
 
 
 async def ping(live: LiveSystem, *options: str) -> str:
-    result = await live.run("ping", "-W", "5", *options, ATOLL)
+    result = await live.run("ping", "-w", "9", *options, ATOLL)
     return result.stdout.decode() + result.stderr.decode()
 
 
