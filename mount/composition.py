@@ -85,11 +85,11 @@ class FrontEndServer(Server):
     async def wait_changed(self) -> None:
         """Wait for the file server's bit (`Watch`)."""
         await self._changed.wait()
+        self._changed = trio.Event()
 
     def notified(self, bits: int) -> None:
         """The file server says that another client changed something."""
-        changed, self._changed = self._changed, trio.Event()
-        changed.set()
+        self._changed.set()  # stays set until `wait_changed`: a bit that nobody waits for counts
 
 
 class Composition:
