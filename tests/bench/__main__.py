@@ -1,9 +1,9 @@
-"""`make bench`: every benchmark, pinned to one CPU and unpinned, as ratios against peers of the same run.
+"""`make bench`: every benchmark, pinned to one CPU and unpinned, beside peers of the same run.
 
     python -m tests.bench [ipc] [fuse] [ping]
 
-Nothing here passes or fails. What was aimed at stands beside what was measured; absolute times are a matter
-of the machine and its mood, ratios within one table are not.
+Nothing here passes or fails. Absolute times are a matter of the machine and its mood, ratios within
+one table are not.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable
 from typing import Final
 
-from . import fuse, ipc, ping
+from . import fuse
 
 FUSE_PEERS: Final[fuse.Peers] = {
     "bare, stock": fuse.python("tests.bench.bare_fuse"),
@@ -27,12 +27,9 @@ IPC_PEERS: Final = ("bare SEQPACKET pair", "trio memory channel", "multiprocessi
 
 
 def _pinned_json(module: str, *, pinned: bool) -> dict[str, float]:
-    """Run a benchmark in a process of its own, because it forks before trio, and return its rows."""
-    words = [
-        sys.executable,
-        "-c",
-        f"import json; from tests.bench import {module} as m; print(json.dumps(m.run()))",
-    ]
+    """Run a benchmark in a process of its own and return its rows."""
+    program = f"import json; from tests.bench.{module} import run; print(json.dumps(run()))"
+    words = [sys.executable, "-c", program]
     pin = ["taskset", "-c", str(min(os.sched_getaffinity(0)))] if pinned else []
     done = subprocess.run([*pin, *words], check=True, stdout=subprocess.PIPE, text=True)
     return {name: float(value) for name, value in json.loads(done.stdout.splitlines()[-1]).items()}

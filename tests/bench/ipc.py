@@ -1,7 +1,8 @@
 """What a message costs: calls through the kernel beside the bare mechanisms of the host.
 
-Every row is measured several times in turn with the others, and its median is shown, so that a noisy moment
-hits all rows alike. Compare rows of one run; the figures of two runs say little about each other.
+Every row is measured several times in turn with the others, and its median is shown, so that a
+noisy moment hits all rows alike. Compare rows of one run; the figures of two runs say little about
+each other.
 """
 
 from __future__ import annotations

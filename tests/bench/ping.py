@@ -2,8 +2,8 @@
 
     python -m tests.bench.ping [DESCRIPTION PLACEMENT...]
 
-Every peer answers on a TAP device of its own, in a network namespace of its own. Rounds are interleaved,
-and the medians of the rounds' medians are shown.
+Every peer answers on a TAP device of its own, in a network namespace of its own. Rounds are
+interleaved, and the medians of the rounds' medians are shown.
 """
 
 from __future__ import annotations
