@@ -15,6 +15,7 @@ import struct
 import zlib
 from typing import Final
 
+from core.userlib.interface import Descriptor
 from core.userlib.task import Task
 
 SLOT_SIZE: Final = 256 * 1024
@@ -36,6 +37,7 @@ class Snapshot:
             kept = os.memfd_create(label, os.MFD_CLOEXEC)
             os.ftruncate(kept, 2 * SLOT_SIZE)
             task.keep(label, kept)
+        self._kept = Descriptor(kept)  # closed with this object, also after a fault
         self._descriptor = kept
         self._sequence = 0
 
@@ -61,4 +63,4 @@ class Snapshot:
 
     def close(self) -> None:
         """Close the descriptor; what the kernel keeps stays."""
-        os.close(self._descriptor)
+        self._kept.close()

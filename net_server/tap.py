@@ -71,8 +71,10 @@ class TapServer(Server):
             raise TaskError(f"task {task.name}, options: {error}", errno.EINVAL) from None
         self._offload = options.offload
         self._wanted = HostDevice(options.name, options.mtu, prefix, link)
-        self._namespace = self._find_namespace(options.namespace)
-        self._descriptor = -1
+        # Descriptor objects, because they close themselves with this one, also after a fault
+        self._device: Descriptor | None = None
+        found = self._find_namespace(options.namespace)
+        self._namespace = None if found is None else Descriptor(found)
         self._offloads = 0
         self._open()
 
@@ -104,7 +106,8 @@ class TapServer(Server):
                 return
             os.close(kept)
         try:
-            made = namespaces.run_inside(self._namespace, self._make)
+            inside = None if self._namespace is None else self._namespace.fileno()
+            made = namespaces.run_inside(inside, self._make)
         except OSError as error:
             raise TaskError(
                 host_device.explain(error, self._wanted.name), error.errno or 0
@@ -118,31 +121,31 @@ class TapServer(Server):
         return host_device.open_device(self._wanted, header=self._offload)
 
     def _take(self, descriptor: int) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-        self._descriptor = descriptor
+        self._device = Descriptor(descriptor)
         self._offloads = host_device.set_offloads(descriptor, wanted=self._offload)
 
     def lend(self) -> tuple[LinkInfo, Descriptor]:
         """Return the device, which is made again if it was removed."""
-        if not host_device.is_alive(self._descriptor):
+        if self._device is None or not host_device.is_alive(self._device.fileno()):
             self.task.log(f"{self._wanted.name} was removed; making it again")
             try:
                 self._open()
             except TaskError as error:
                 raise Refused(error.errno or errno.ENODEV, error.detail) from None
+        assert self._device is not None
+        number = self._device.fileno()
         info = LinkInfo(
             name=self._wanted.name,
             mtu=self._wanted.mtu,
-            device_header=host_device.has_header(self._descriptor),
+            device_header=host_device.has_header(number),
             checksum_offload=bool(self._offloads & host_device.OFFLOAD_CHECKSUM),
             udp_segmentation=bool(self._offloads & host_device.OFFLOAD_UDP),
             host_address=str(self._wanted.prefix),
         )
-        return info, Descriptor(os.dup(self._descriptor))
+        return info, Descriptor(os.dup(number))
 
     def namespace(self) -> Descriptor:
         """Return the namespace that the host's side is in."""
         if self._namespace is None:
             raise Refused(errno.ENOENT, f"{self._wanted.name} is in the host's own namespace")
-        return Descriptor(os.dup(self._namespace))
+        return Descriptor(os.dup(self._namespace.fileno()))

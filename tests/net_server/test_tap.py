@@ -206,3 +206,17 @@ def test_driver_in_the_hosts_namespace_has_none_to_lend(monkeypatch: pytest.Monk
 def device_names() -> list[str]:
     lines = Path("/proc/thread-self/net/dev").read_text().splitlines()[2:]
     return sorted(line.partition(":")[0].strip() for line in lines)
+
+
+@pytest.mark.needs_root
+def test_incarnation_that_is_gone_leaves_no_descriptor_open() -> None:
+    place = Place()
+    try:
+        tap(place)
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        for _ in range(3):
+            tap(place).lend()
+        assert len(list(Path("/proc/self/fd").iterdir())) == before
+    finally:
+        for descriptor in place.descriptors.values():
+            os.close(descriptor)
