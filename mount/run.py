@@ -25,6 +25,7 @@ their input ends: an end of input that is none would be loss in silence.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import os
 import select
@@ -38,7 +39,7 @@ import trio
 
 from core.abi import Right
 from core.errors import AtollError
-from core.system.pipe import Pipes
+from core.system.pipe import RING_SIZE, Pipes
 from core.userlib.interface import Bulk
 from core.userlib.isolated import IsolatedTask, TaskRight
 from core.userlib.joined import joined
@@ -47,10 +48,12 @@ from core.userlib.line import ClosedError
 from .obstacle import ObstacleError
 from .shell_line import Part, Pipeline
 
-CHUNK_SIZE: Final = 256 * 1024
-"""Octets that a pump carries at a time."""
+CHUNK_SIZE: Final = min(RING_SIZE, 512 * 1024)
+"""Octets that a pump carries at a time. More than a ring holds would be copied more than once."""
 HOST_PIPE_SIZE: Final = 1024 * 1024
 SHELL: Final = "/bin/sh"
+_M_TRIM_THRESHOLD: Final = -1
+_M_MMAP_THRESHOLD: Final = -3
 _HEEDED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
@@ -277,6 +280,14 @@ async def _carry(junction: Junction, commands: list[Command]) -> None:
     junction.close()
 
 
+def _keep_memory() -> None:
+    """Have the C library keep freed chunks: new pages for each would cost as much as its copies."""
+    with contextlib.suppress(AttributeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        for threshold in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD):
+            mallopt(threshold, 64 * CHUNK_SIZE)
+
+
 def _cause(error: Exception) -> Exception:
     """Return the one error of the system's that a group holds; anything else goes on."""
     while isinstance(error, ExceptionGroup):
@@ -311,6 +322,7 @@ def run_pipeline(control: Path, pipeline: Pipeline, *, pipefail: bool = False) -
     Raises:
         ObstacleError: the system has no pipes, or ended below the pipeline.
     """
+    _keep_memory()
     commands: list[Command] = []
     signals = _Signals(commands)
     try:

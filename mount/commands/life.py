@@ -44,7 +44,9 @@ def register(commands: Commands) -> None:
         "  atoll --name test up --state /tmp/volume --mount ~/mnt",
     )
     parser.add_argument("--state", type=Path, metavar="DIR", help="the volume, made if missing")
-    parser.add_argument("--mount", type=Path, metavar="DIR", help="where the files appear")
+    place = parser.add_mutually_exclusive_group()
+    place.add_argument("--mount", type=Path, metavar="DIR", help="where the files appear")
+    place.add_argument("--no-mount", action="store_true", help="mount nothing")
     parser.add_argument(
         "--net", choices=NETS, default="private", help="where the host's end of the link is"
     )
@@ -129,13 +131,17 @@ def _run_kernel(arguments: argparse.Namespace, state: Path, ready: int) -> int:
     """Make what a system needs on the host, run it, and clear it away."""
     from mount.mount_point import check_device
 
-    check_device()
+    if not arguments.no_mount:
+        check_device()
     run = RunDirectory.create(arguments.name)
-    mountpoint = (arguments.mount or run.default_mountpoint).absolute()
+    mountpoint: Path | None = (arguments.mount or run.default_mountpoint).absolute()
     made = None
     try:
         with claimed(state):
-            made = _make_mountpoint(mountpoint)
+            if arguments.no_mount or mountpoint is None:
+                mountpoint = None
+            else:
+                made = _make_mountpoint(mountpoint)
             _redirect(run.log_path)
             settings = Settings(
                 name=arguments.name,
@@ -203,7 +209,7 @@ def _report(arguments: argparse.Namespace, ready: dict[str, Any], kernel: int) -
     facts(
         [
             ("up", f"system {arguments.name}, process {ready['pid']}"),
-            ("files", ready["mountpoint"]),
+            ("files", ready["mountpoint"] or "not mounted"),
             ("volume", ready["state_directory"]),
             ("network", network and network + f"atoll{option} exec -- sh"),
             ("end it with", f"atoll{option} down" if arguments.detach else "^C"),
