@@ -64,6 +64,8 @@ from .tasks import KernelTask, Placement
 if TYPE_CHECKING:
     from .rim import Rim
 
+PROCESS_ENDED: Final = "its process ended"
+"""Why an incarnation ended, as long as no more is known."""
 _OUTBOX_LIMIT: Final = 4096
 """Packets that wait for a task to read; one that has more is ended."""
 _LENT_LIMIT: Final = 256
@@ -147,7 +149,7 @@ class KernelLine:
         if size == 0:
             for number in descriptors_in(ancillary):
                 os.close(number)
-            self.close("its line was closed")
+            self.close(PROCESS_ENDED)
             return False
         if self.task.engine is not self:
             for number in descriptors_in(ancillary):

@@ -28,7 +28,7 @@ from core.errors import AtollError, QueueFullError, TaskError
 from core.kernel.calls import FULL_MASK, JOINED_MASK, ORDINARY_MASK, named_task
 from core.kernel.colocated import Colocated, ColocatedTask
 from core.kernel.kernel import Kernel
-from core.kernel.line import KernelLine
+from core.kernel.line import PROCESS_ENDED, KernelLine
 from core.kernel.rim import Rim
 from core.kernel.tasks import KernelTask, Placement, Program, State
 from core.kernel.zygote import (
@@ -235,8 +235,9 @@ class System:
                 line.close(_how(report.status))
             if report.status == -signal.SIGKILL:
                 line.forgive()
-            elif line.task.last_words and line.task.last_words[-1] == "its line was closed":
-                line.task.last_words[-1] = _how(report.status)
+            words = line.task.last_words
+            if words and words[-1] == PROCESS_ENDED:
+                words[-1] = _how(report.status)
         self._wake()
 
     def _zygote_ended(self) -> None:
