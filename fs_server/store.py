@@ -191,8 +191,13 @@ class Store:
         self.log_pages = 0
         self.unsynced = False
 
+    def empty_log(self) -> None:
+        """The same, and cut the log to nothing, so that the next open need not read it."""
+        self.connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+        self.log_pages = 0
+
     def close(self) -> None:
-        """Checkpoint and close. The data must be durable already."""
+        """Close; the log stays as it is."""
         self.connection.close()
 
 

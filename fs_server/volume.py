@@ -268,6 +268,7 @@ class Volume:
         try:
             self.reclaim()
             self.checkpoint()
+            self._host(self.store.empty_log)
         finally:
             self.abandon()
 
