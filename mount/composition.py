@@ -217,16 +217,14 @@ class Composition:
     def _listen(self) -> trio.socket.SocketType:
         path = self.settings.run.control_path
         path.unlink(missing_ok=True)
-        listener = trio.socket.from_stdlib_socket(
-            socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        )
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         before = os.umask(0o177)
         try:
-            listener._sock.bind(str(path))  # noqa: SLF001 - trio's bind may only be awaited
+            listener.bind(str(path))
         finally:
             os.umask(before)
         listener.listen(64)
-        return listener
+        return trio.socket.from_stdlib_socket(listener)
 
     async def _let_join(self, system: System, listener: trio.socket.SocketType) -> None:
         grants = {"control": Grant("control", ALL_OPERATIONS)}

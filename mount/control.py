@@ -74,5 +74,3 @@ class Control(Interface):
     @operation
     async def port_of(self, server: str) -> Right:
         """Return a right to any server's port, for tests and tools of the system's owner."""
-
-
