@@ -116,6 +116,7 @@ class Kernel:
         """The incarnation serves now: deliver what has been waiting."""
         if task.state is State.STARTING:
             task.state = State.RUNNING
+            task.has_served = True
             self.on_ready(task)
             self.flush(task)
 

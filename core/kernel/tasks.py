@@ -113,7 +113,7 @@ class KernelTask:
         self.kept_rights: dict[str, KernelRight] = {}
         self.kernel_mask = 0
         self.last_words: list[str] = []
-        self.handled = 0
+        self.has_served = False
         self._next_name = FIRST_FREE_NAME
 
     def hold(self, right: KernelRight) -> int:

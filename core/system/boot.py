@@ -52,6 +52,8 @@ from .description import Grant, ServerDescription, SystemDescription
 from .supervisor import Policy
 
 START_TIMEOUT_S: Final = 20.0
+START_TRIES: Final = 3
+"""Times that a server may fail to start before boot gives up; the reason may be a passing one."""
 STOP_TIMEOUT_S: Final = 5.0
 JOINED_LIMIT: Final = 256
 """Programs that may be joined at the same time."""
@@ -371,7 +373,7 @@ class System:
             while True:
                 states = {name: self.task(name).state for name in names}
                 for name, state in states.items():
-                    if state is State.RETIRED:
+                    if state is State.RETIRED or self._never_starts(name):
                         raise BootError(f"{name} did not start: {self._why(name)}")
                 if self.failure:
                     raise BootError(self.failure)
@@ -381,6 +383,11 @@ class System:
         late = [name for name in names if self.task(name).state is not State.RUNNING]
         reasons = "; ".join(f"{name}: {self._why(name)}" for name in late)
         raise BootError(f"not running after {timeout_s:g} s: {reasons}")
+
+    def _never_starts(self, name: str) -> bool:
+        """Tell whether a task has failed START_TRIES times and has never served yet."""
+        task = self.task(name)
+        return not task.has_served and len(task.last_words) >= START_TRIES
 
     def _why(self, name: str) -> str:
         words = self.task(name).last_words
