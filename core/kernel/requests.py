@@ -166,13 +166,15 @@ class Request:
         self.hops += 1
 
     def reply(self, reply: Reply) -> None:
-        """Answer the client; once."""
-        if not self.spec.simple or self.timer is not None:
-            self.end()
-        if self.client_end is None or self.abandoned:
-            reply.discard()
-        else:
-            self.client_end.replied(self, reply)
+        """Answer the client; once. What the request held is given up after the reply was copied."""
+        try:
+            if self.client_end is None or self.abandoned:
+                reply.discard()
+            else:
+                self.client_end.replied(self, reply)
+        finally:
+            if not self.spec.simple or self.timer is not None:
+                self.end()
 
     def refuse(self, error: AtollError) -> None:
         """Answer the client with an error; once."""

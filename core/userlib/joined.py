@@ -69,13 +69,17 @@ async def joined(path: Path) -> AsyncIterator[IsolatedTask]:
     """Join a system, for code that runs under trio. TaskError as in `join`."""
     task = await trio.to_thread.run_sync(_connect, path)
     task.blocking = False
+    failure: Exception | None = None
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_read, task)
             try:
                 yield task
-            finally:
-                nursery.cancel_scope.cancel()
+            except Exception as error:  # noqa: BLE001 - raised again below, not in a group
+                failure = error
+            nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
     finally:
         task.line.close()
 

@@ -15,6 +15,7 @@ import trio
 from core.abi import Right
 from core.errors import Refused
 from core.userlib.interface import Bulk, Descriptor, Interface, operation
+from core.userlib.isolated import IsolatedTask
 from core.userlib.server import Forward, Server
 from core.userlib.task import Task
 
@@ -282,6 +283,8 @@ class ProbeServer(Server):
 
     def exit(self, deaths: int) -> int:
         """See `Probe`."""
+        if not isinstance(self.task, IsolatedTask):
+            raise Refused(1, "a promoted server that exits takes the kernel along")
         arrivals = self._arrivals("exit")
         if arrivals <= deaths:
             os._exit(3)

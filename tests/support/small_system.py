@@ -94,7 +94,7 @@ class Small:
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait until something has come about in another task."""
-        with trio.fail_after(20):
+        with trio.fail_after(10):
             while not condition():
                 await trio.sleep(0.001)
 
