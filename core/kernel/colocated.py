@@ -29,7 +29,7 @@ from core.errors import (
 )
 from core.userlib.interface import Descriptor, Interface, Operation, octets
 from core.userlib.kernel_calls import KernelCalls
-from core.userlib.server import Forward, Server, handlers_of
+from core.userlib.server import Forward, Server, cause_of, handlers_of
 from core.userlib.task import Task, operations_mask
 
 from .calls import drop, forget, keep_right, named_task
@@ -275,7 +275,7 @@ class Colocated:
     def _note(self, error: BaseException, guilty: int) -> None:
         """Remember the first fault; it ends the incarnation."""
         if not self._failed:
-            self._failed = "".join(traceback.format_exception(error))
+            self._failed = "".join(traceback.format_exception(cause_of(error)))
             self._guilty = guilty
         self._undirect()
         self._end.set()

@@ -36,6 +36,25 @@ class NoOperations(Interface):
     """The interface of a task that serves nothing, such as a program that is only a client."""
 
 
+class Fault(Exception):  # noqa: N818 - the field's word for a broken rule
+    """An exception that ends the incarnation; `request` is the guilty one, 0 if none is."""
+
+    def __init__(self, request: int) -> None:
+        super().__init__(request)
+        self.request = request
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """Return what an exception is about, without the groups and faults that only pass it on."""
+    while True:
+        inner = error.__cause__ if isinstance(error, Fault) else None
+        if isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            inner = error.exceptions[0]
+        if inner is None:
+            return error
+        error = inner
+
+
 class Request:
     """What a handler may know of the request it is serving.
 

@@ -36,21 +36,13 @@ from core.errors import (
 from .interface import Descriptor, Operation, encode, octets
 from .isolated import Birth, IsolatedTask, TaskRight
 from .line import DO_NOT_WAIT, ClosedError, Line, Packet, Region, aligned
-from .server import Forward, Server, handlers_of, is_blocking
+from .server import Fault, Forward, Server, cause_of, handlers_of, is_blocking
 from .task import complete
 
 _CALL: Final = int(Kind.CALL)
 _FAULT_TEXT_LIMIT: Final = 16_000
 _DRAIN_LIMIT: Final = 64
 """Packets that the trio reader takes before it lets other trio tasks run."""
-
-
-class Fault(Exception):  # noqa: N818 - the field's word for a broken rule
-    """An exception that ends the incarnation; `request` is the guilty one, 0 if none is."""
-
-    def __init__(self, request: int) -> None:
-        super().__init__(request)
-        self.request = request
 
 
 class Dispatcher:
@@ -374,7 +366,7 @@ def run_task(connection: socket.socket, region: int, birth: Birth) -> NoReturn:
     except BaseException as error:  # noqa: BLE001 - whatever it is, it ends this address space
         status = 1
         if not _closed(error):
-            text = "".join(traceback.format_exception(error))[-_FAULT_TEXT_LIMIT:]
+            text = "".join(traceback.format_exception(cause_of(error)))[-_FAULT_TEXT_LIMIT:]
             _report(line, _guilty(error), text)
     os._exit(status)
 

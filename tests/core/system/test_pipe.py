@@ -114,10 +114,8 @@ async def test_many_blocked_readers_keep_no_writer_out(small: Small) -> None:
     assert found == [b"y" * 10_000] * 100
 
 
-class FakeTask(Task):  # type: ignore[misc]
+class FakeTask(Task):
     """As much of a task as the pipe server needs: it keeps one memory object."""
-
-    __abstractmethods__ = frozenset()
 
     def __init__(self) -> None:
         self.name = "pipe"
@@ -140,12 +138,15 @@ class FakeTask(Task):  # type: ignore[misc]
         return Right()
 
 
+FakeTask.__abstractmethods__ = frozenset()
+
+
 class PipeRecords(RuleBasedStateMachine):
     """One pipe; between any two steps the server may die and the last request come again."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.task = FakeTask()
+        self.task = FakeTask()  # type: ignore[abstract]
         self.server = PipeServer(self.task)
         self.server.create()
         self.reading, self.writing = self.task.badges
