@@ -18,7 +18,6 @@ FAST: Final = Path(__file__).with_name("fast.toml")
 NETS: Final = ("private", "host", "none")
 
 Net = Literal["private", "host", "none"]
-FrontEndName = Literal["pyfuse3", "native"]
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,7 +42,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     run: RunDirectory
     volume_size: int = 0
     allow_other: bool | None = None
-    front_end: FrontEndName = "pyfuse3"
 
 
 def default_state(name: str) -> Path:
