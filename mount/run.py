@@ -76,9 +76,13 @@ class Command:
         return code if code >= 0 else 128 - code
 
     def send_signal(self, number: signal.Signals) -> None:
-        """Send it a signal, unless it has ended."""
+        """Send a signal to it and to all that it has started, as the terminal would."""
+        below = _descendants(self.pid)
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.pidfd, number)
+            for pid in below:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, number)
 
     def close(self) -> None:
         """Let go of the process, which has been waited for."""
@@ -158,6 +162,19 @@ class Junction:
             self._close(number)
 
 
+def _descendants(pid: int) -> list[int]:
+    """Return the processes below one that has not been waited for."""
+    found: list[int] = []
+    todo = [pid]
+    while todo:
+        parent = todo.pop()
+        with contextlib.suppress(OSError):  # it has just ended
+            children = Path(f"/proc/{parent}/task/{parent}/children").read_text(encoding="ascii")
+            found += (below := [int(child) for child in children.split()])
+            todo += below
+    return found
+
+
 def _host_pipe() -> tuple[int, int]:
     ends = os.pipe()
     with contextlib.suppress(OSError):  # the user's share of pipe memory is used up
@@ -212,7 +229,7 @@ class _Signals:
     def die_of(self, number: signal.Signals) -> None:
         """End this process by the signal, as the commands did, so that the caller knows."""
         signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
+        signal.pthread_kill(threading.get_ident(), number)  # to this thread: the other one waits
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])
 
 
