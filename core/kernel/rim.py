@@ -203,6 +203,9 @@ class Rim:
             self.timers.fire()
 
     def close(self) -> None:
-        """Close the epoll sets."""
+        """Close the epoll sets, and the sockets of those whose end was never seen."""
+        for watched in self._watched.values():
+            watched.socket.close()
+        self._watched.clear()
         self._lines.close()
         self._all.close()

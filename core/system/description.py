@@ -133,10 +133,14 @@ class _Reader:
 
     def server(self, name: str, table: dict[str, Any]) -> ServerDescription:
         where = f"server.{name}"
+        if not isinstance(table, dict):
+            raise self.fail("server", name, f"{name} is a table: [server.{name}]")
         for key in table:
             if key not in _SERVER_KEYS:
                 known = ", ".join(sorted(_SERVER_KEYS))
                 raise self.fail(where, key, f"unknown key {key!r}; known are {known}")
+        for key in ("grants", "options"):
+            self.table(where, table, key)
         program = table.get("class", "")
         placement = self._word(where, table, "placement", PLACEMENTS)
         restart = self._word(where, table, "restart", RESTARTS)
@@ -156,6 +160,13 @@ class _Reader:
             self._flag(where, table, "user_namespace"),
         )
 
+    def table(self, where: str, table: dict[str, Any], key: str) -> dict[str, Any]:
+        """Return a table inside a table, empty if there is none."""
+        value = table.get(key, {})
+        if not isinstance(value, dict):
+            raise self.fail(where, key, f"{key} is a table, not {value!r}")
+        return value
+
     def _flag(self, where: str, table: dict[str, Any], key: str) -> bool:
         value = table.get(key, False)
         if not isinstance(value, bool):
@@ -164,7 +175,7 @@ class _Reader:
 
     def _number(self, where: str, table: dict[str, Any], key: str, default: int) -> int:
         value = table.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e9:
             raise self.fail(where, key, f"{key} is a number above 0, not {value!r}")
         return int(value) if key == "intensity" else value  # type: ignore[return-value]
 
@@ -180,8 +191,8 @@ class _Reader:
             raise self.fail(where, "class", 'a server needs class = "module:Class"')
         try:
             cls = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError) as error:
-            raise self.fail(where, "class", f"{program} cannot be loaded: {error}") from None
+        except Exception as error:
+            raise self.fail(where, "class", f"{program} cannot be loaded: {error}") from error
         if not (isinstance(cls, type) and issubclass(cls, Server)):
             raise self.fail(
                 where, "class", f"{program} is no subclass of core.userlib.server.Server"
@@ -193,13 +204,13 @@ class _Reader:
     ) -> dict[str, Grant]:
         return {
             name: self._grant(where, name, value, servers)
-            for name, value in table.get("grants", {}).items()
+            for name, value in self.table(where, table, "grants").items()
         }
 
     def _grant(
         self, where: str, name: str, value: Any, servers: dict[str, ServerDescription]
     ) -> Grant:
-        target = value if isinstance(value, str) else dict(value).get("server")
+        target = _target(value)
         if target not in servers:
             known = ", ".join(sorted(servers))
             raise self.fail(
@@ -210,6 +221,8 @@ class _Reader:
         if isinstance(value, str) or "operations" not in value:
             return Grant(target, ALL_OPERATIONS)
         mask, interface = 0, servers[target].cls.interface
+        if not isinstance(value["operations"], list):
+            raise self.fail(where, name, f"operations of {name!r} is a list of names")
         for word in value["operations"]:
             try:
                 mask |= 1 << interface.named(word).index
@@ -240,10 +253,11 @@ def parse_description(
         DescriptionError: something is wrong; nothing has been started.
     """
     reader = _Reader(text, source)
-    tables = dict(reader.tree.get("server", {}))
     for key in reader.tree:
         if key not in ("server", "joined"):
             raise reader.fail(key, key, f"unknown table {key!r}; known are server and joined")
+    tables = dict(reader.table("server", reader.tree, "server"))
+    joins = reader.table("joined", reader.tree, "joined")
     for name in without:
         tables.pop(name, None)
     servers: dict[str, ServerDescription] = {}
@@ -251,24 +265,29 @@ def parse_description(
         server = reader.server(name, table)
         added = (options or {}).get(name, {})
         servers[name] = msgspec.structs.replace(server, options={**server.options, **added})
+    reader.table("joined", joins, "grants")
     complete = {name: _without(table, without) for name, table in tables.items()}
     for name in servers:
         granted = reader.grants(f"server.{name}", complete[name], servers)
         servers[name] = msgspec.structs.replace(servers[name], grants=granted)
-    joined = reader.grants("joined", _without(reader.tree.get("joined", {}), without), servers)
+    joined = reader.grants("joined", _without(joins, without), servers)
     return SystemDescription(servers, joined)
 
 
 def _without(table: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     """Return the table without the rights to servers that are left out."""
-
-    def target(value: Any) -> Any:
-        return value if isinstance(value, str) else value.get("server")
-
     grants = {
-        name: value for name, value in table.get("grants", {}).items() if target(value) not in names
+        name: value
+        for name, value in table.get("grants", {}).items()
+        if _target(value) not in names
     }
     return {**table, "grants": grants}
+
+
+def _target(value: Any) -> str:
+    """Return the server that a grant names, "" if it names none."""
+    named = value.get("server") if isinstance(value, dict) else value
+    return named if isinstance(named, str) else ""
 
 
 def load_description(
