@@ -1,0 +1,158 @@
+"""The supervisor's decisions, with a task that only notes what it is asked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from core.abi import Right
+from core.errors import TaskError
+from core.system import supervisor
+from core.system.supervisor import FREE_DEATHS, LONGEST_DELAY_S, SupervisorServer
+from core.userlib.task import Task
+
+
+class FakeTask(Task):
+    """Notes what it is asked."""
+
+    def __init__(self, **policy: Any) -> None:
+        self.name = "supervisor"
+        self.options = {"policies": {"fs": policy}}
+        self.rights: dict[str, Right] = {}
+        self.spawned: list[str] = []
+        self.retired: list[str] = []
+        self.armed: list[float] = []
+        self.logged: list[str] = []
+
+    def spawn(self, name: str) -> None:
+        """Note it."""
+        if name == "running":
+            raise TaskError("task running is running")
+        self.spawned.append(name)
+
+    def retire(self, name: str) -> None:
+        """Note it."""
+        self.retired.append(name)
+
+    def arm(self, delay_s: float, bits: int) -> int:
+        """Note it."""
+        self.armed.append(delay_s)
+        return 1
+
+    def log(self, text: str) -> None:
+        """Note it."""
+        self.logged.append(text)
+
+
+FakeTask.__abstractmethods__ = frozenset()
+
+
+class Bench:
+    """A supervisor under a clock of its own."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **policy: Any) -> None:
+        self.now = 1000.0
+        self.task = FakeTask(**policy)  # type: ignore[abstract]
+        self.server = SupervisorServer(self.task)
+        self.generation = -1
+        monkeypatch.setattr(supervisor.time, "monotonic", lambda: self.now)
+
+    def die(self, *, orderly: bool = False, reason: str = "trace\nKeyError: 1\n") -> None:
+        """Tell of a death of `fs`."""
+        self.generation += 1
+        self.server.died("fs", self.generation, reason, orderly)
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
+    """A supervisor of a permanent server."""
+    return Bench(monkeypatch)
+
+
+def test_a_death_now_and_then_is_mended_at_once(bench: Bench) -> None:
+    for _ in range(200):
+        bench.die()
+        bench.now += 5
+    assert bench.task.spawned == ["fs"] * 200
+    assert not bench.task.armed
+    assert not bench.task.retired
+    assert "KeyError: 1" in bench.task.logged[0]
+
+
+def test_the_more_deaths_the_longer_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(monkeypatch, intensity=1000, period_s=100.0)
+    for _ in range(FREE_DEATHS + 30):
+        bench.die()
+    assert len(bench.task.spawned) == FREE_DEATHS
+    assert bench.task.armed == sorted(bench.task.armed)
+    assert len(set(bench.task.armed)) > 3
+    assert bench.task.armed[-1] == LONGEST_DELAY_S
+
+
+def test_a_delayed_start_happens_when_its_time_has_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(monkeypatch, intensity=1000, period_s=100.0)
+    for _ in range(FREE_DEATHS + 1):
+        bench.die()
+    started = len(bench.task.spawned)
+    bench.server.notified(1)
+    assert len(bench.task.spawned) == started
+    bench.now += bench.task.armed[-1]
+    bench.server.notified(1)
+    bench.server.notified(1)
+    assert len(bench.task.spawned) == started + 1
+
+
+def test_more_deaths_than_the_intensity_give_a_server_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(monkeypatch, intensity=3, period_s=10.0)
+    for _ in range(3):
+        bench.die()
+    assert not bench.task.retired
+    bench.die()
+    assert bench.task.retired == ["fs"]
+    assert len(bench.task.spawned) == 3
+
+
+def test_deaths_outside_the_period_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(monkeypatch, intensity=3, period_s=10.0)
+    for _ in range(20):
+        bench.die()
+        bench.now += 4
+    assert not bench.task.retired
+
+
+@pytest.mark.parametrize(
+    ("restart", "orderly", "again"),
+    [
+        ("permanent", True, True),
+        ("permanent", False, True),
+        ("transient", True, False),
+        ("transient", False, True),
+        ("temporary", True, False),
+        ("temporary", False, False),
+    ],
+)
+def test_a_policy_decides_after_which_ends_a_server_comes_back(
+    monkeypatch: pytest.MonkeyPatch, restart: str, orderly: bool, again: bool
+) -> None:
+    bench = Bench(monkeypatch, restart=restart)
+    bench.die(orderly=orderly)
+    assert bool(bench.task.spawned) == again
+    assert bool(bench.task.retired) != again
+
+
+def test_a_death_told_twice_is_mended_once(bench: Bench) -> None:
+    bench.die()
+    bench.server.died("fs", bench.generation, "down while the supervisor was", False)
+    assert bench.task.spawned == ["fs"]
+
+
+def test_a_server_that_runs_already_is_left_alone(bench: Bench) -> None:
+    bench.server.died("running", 0, "", False)
+    assert "not started" in bench.task.logged[-1]
+
+
+def test_last_words_of_any_shape_are_logged(bench: Bench) -> None:
+    for reason in ("", " \n ", "\n\n", "x" * 4000):
+        bench.die(reason=reason)
+    assert len(bench.task.spawned) == 4
