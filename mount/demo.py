@@ -12,6 +12,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -378,6 +379,7 @@ def _namespaces() -> set[str]:
 def demo(arguments: argparse.Namespace) -> int:  # noqa: ARG001 - it has none
     """Run `atoll demo`."""
     begin = time.monotonic()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # clears up, too
     directory = Path(tempfile.mkdtemp(prefix="atoll-demo-"))
     narrator = Narrator(directory)
     shown = Demo(narrator)
