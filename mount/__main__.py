@@ -17,8 +17,7 @@ from collections.abc import Sequence
 
 gc.disable()  # until all is imported: nothing of that is garbage
 
-from . import demo  # noqa: E402
-from .commands import capture, life, programs, servers, show, volume  # noqa: E402
+from .commands import capture, demo, life, programs, servers, show, volume  # noqa: E402
 from .commands.output import complain  # noqa: E402
 from .commands.parser import Commands  # noqa: E402
 from .obstacle import FAILED, ObstacleError  # noqa: E402

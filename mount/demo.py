@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from .commands.output import complain, say
-from .commands.parser import Commands
 from .obstacle import FAILED, ObstacleError
 
 SHOWN_LINES: Final = 14
@@ -46,17 +45,6 @@ print(*db.execute('SELECT count(*) FROM word'), *db.execute('PRAGMA integrity_ch
 
 class DemoError(Exception):
     """Something did not turn out as it must."""
-
-
-def register(commands: Commands) -> None:
-    """Describe this command to the parser."""
-    commands.add(
-        "demo",
-        demo,
-        "show it all, in about a minute",
-        "Makes a system of its own in a temporary directory, and leaves nothing behind.\n\n"
-        "example:\n  atoll demo",
-    )
 
 
 class Narrator:
