@@ -95,7 +95,7 @@ class Small:
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait until something has come about in another task."""
         with trio.fail_after(10):
-            while not condition():
+            while not condition():  # noqa: ASYNC110 - another process brings it about
                 await trio.sleep(0.001)
 
     async def journaled(self, line: str, times: int = 1) -> None:

@@ -82,6 +82,21 @@ async def test_a_crash_without_a_word_is_poison_too(small: Small) -> None:
         await small.probe.exit(100)
 
 
+async def _kill_and_stop_the_next(small: Small) -> None:
+    task = small.system.task("probe")
+    generation = task.id.generation
+    os.kill(small.pid("probe"), signal.SIGKILL)
+
+    def stopped_again() -> bool:
+        engine = task.engine
+        if task.id.generation > generation and engine is not None and engine.pid:
+            os.kill(engine.pid, signal.SIGSTOP)
+            return True
+        return False
+
+    await small.until(stopped_again)
+
+
 async def test_kills_from_outside_poison_nothing(small: Small) -> None:
     if not small.isolated:
         pytest.skip("a promoted server cannot be killed")
@@ -97,18 +112,7 @@ async def test_kills_from_outside_poison_nothing(small: Small) -> None:
         assert port is not None
         await small.until(lambda: bool(port.in_flight))
         for _ in range(POISON_LIMIT + 2):
-            task = small.system.task("probe")
-            generation = task.id.generation
-            os.kill(small.pid("probe"), signal.SIGKILL)
-
-            def stopped_again(generation: int = generation) -> bool:
-                engine = task.engine
-                if task.id.generation > generation and engine is not None and engine.pid:
-                    os.kill(engine.pid, signal.SIGSTOP)
-                    return True
-                return False
-
-            await small.until(stopped_again)
+            await _kill_and_stop_the_next(small)
         os.kill(small.pid("probe"), signal.SIGCONT)
     assert answers == [(1, "innocent")]
 

@@ -152,6 +152,7 @@ async def test_a_program_that_is_killed_is_gone_with_all_it_had(
     assert len(joined_tasks(small)) == 1
     process.kill()
     await process.wait()
+    assert process.stdout is not None
     await process.stdout.aclose()
     await small.journaled("withdrawn 9")
     await small.journaled("gone 88")

@@ -111,7 +111,7 @@ def test_a_request_waits_while_the_socket_is_full_and_follows_in_order(bench: Be
     port = bench.task.main_port
     assert port is not None
     assert len(port.queue) > 100
-    seen = []
+    seen: list[int] = []
     while len(seen) < 500:
         seen.append(bench.server.receive().request)
         bench.line.writable()
@@ -202,10 +202,9 @@ def test_a_notification_is_kept_while_the_socket_is_full(bench: Bench) -> None:
     while bench.task.main_port.bits:
         bench.server.receive()
         bench.line.writable()
-    kinds = []
-    with pytest.raises(BlockingIOError):
-        while True:
-            packet = bench.server.receive(socket.MSG_DONTWAIT)
-            kinds.append((packet.kind, packet.request if packet.kind == Kind.NOTIFY else 0))
-    assert (Kind.NOTIFY, 3) in kinds
+    told = 0
+    while not told:  # the test ends by its timeout if nothing is ever told
+        packet = bench.server.receive()
+        told = packet.request if packet.kind == Kind.NOTIFY else 0
+    assert told == 3
     assert bench.rim.timers.next_deadline() == math.inf

@@ -87,10 +87,10 @@ async def test_a_forwarded_request_is_answered_by_the_other_server(small: Small)
     assert (await small.relay.later()).badge == seen.badge
 
 
-@pytest.mark.parametrize("size", [0, 1, 4096, 4097, 300_000])
-async def test_a_forwarded_request_takes_its_bulk_along(small: Small, size: int) -> None:
-    data = os.urandom(size)
-    assert bytes(await small.relay.mirror(size, data)) == data
+async def test_a_forwarded_request_takes_its_bulk_along(small: Small) -> None:
+    for size in (0, 1, 4096, 4097, 300_000):
+        data = os.urandom(size)
+        assert bytes(await small.relay.mirror(size, data)) == data
 
 
 async def test_a_forwarded_request_takes_its_descriptor_along(small: Small) -> None:

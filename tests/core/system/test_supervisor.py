@@ -8,7 +8,6 @@ import pytest
 
 from core.abi import Right
 from core.errors import TaskError
-from core.system import supervisor
 from core.system.supervisor import FREE_DEATHS, LONGEST_DELAY_S, SupervisorServer
 from core.userlib.task import Task
 
@@ -56,7 +55,7 @@ class Bench:
         self.task = FakeTask(**policy)  # type: ignore[abstract]
         self.server = SupervisorServer(self.task)
         self.generation = -1
-        monkeypatch.setattr(supervisor.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr("core.system.supervisor.time.monotonic", lambda: self.now)
 
     def die(self, *, orderly: bool = False, reason: str = "trace\nKeyError: 1\n") -> None:
         """Tell of a death of `fs`."""
