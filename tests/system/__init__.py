@@ -1,1 +1,1 @@
-"""Tests mirror the tree."""
+"""Tests of whole systems, as a user sees them."""

@@ -1,1 +1,1 @@
-"""Tests mirror the tree."""
+"""Tests of the privileged part: its tables alone, and running systems in both placements."""

@@ -1,1 +1,1 @@
-"""Tests mirror the tree."""
+"""Tests of descriptions, of a system's life, and of the servers shipped with the kernel."""

@@ -1,1 +1,1 @@
-"""Tests mirror the tree."""
+"""Tests of what any task may import."""
