@@ -290,15 +290,9 @@ class KernelLine:
         spec = right.check(packet.operation)
         arguments = spec.decode_request(packet.fields)
         wants_reply = packet.kind == Kind.CALL
-        request = Request(
-            packet.request,
-            spec,
-            right,
-            task,
-            self if wants_reply else None,
-            arguments,
-            packet.fields,
-        )
+        client_end = self if wants_reply else None
+        number, fields = packet.request, packet.fields
+        request = Request(number, spec, right, task, client_end, arguments, fields)
         if packet.slot != NO_SLOT or packet.bulk or packet.room:
             check_bulk(packet, request, self.region, self.their_slots)
         if len(packet.rights) != spec.rights or len(packet.descriptors) != spec.descriptors:
