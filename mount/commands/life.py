@@ -142,6 +142,7 @@ def _run_kernel(arguments: argparse.Namespace, state: Path, ready: int) -> int:
                 mountpoint = None
             else:
                 made = _make_mountpoint(mountpoint)
+                _make_volume(state)
             _redirect(run.log_path)
             settings = Settings(
                 name=arguments.name,
@@ -159,6 +160,15 @@ def _run_kernel(arguments: argparse.Namespace, state: Path, ready: int) -> int:
             with contextlib.suppress(OSError):
                 made.rmdir()
         run.remove()
+
+
+def _make_volume(state: Path) -> None:
+    """Make a volume in an empty directory, so that its root is this user's."""
+    if any(state.iterdir()):
+        return  # there is one; what is wrong with it the file server says
+    from fs_server.mkfs import make_volume
+
+    make_volume(state, owner=(os.geteuid(), os.getegid()))
 
 
 def _make_mountpoint(path: Path) -> Path | None:

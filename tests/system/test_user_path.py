@@ -385,6 +385,41 @@ def test_device_closed_to_an_ordinary_user_is_named_and_nothing_is_left(
     assert ordinary.atoll("status").returncode == NOT_RUNNING
 
 
+_OPEN_DEVICES: Final = """
+mknod $1/fuse c 10 229; mknod $1/tun c 10 200; chmod 0666 $1/fuse $1/tun
+mount --bind $1/fuse /dev/fuse; mount --bind $1/tun /dev/net/tun
+shift; ATOLL="$*"; AS="setpriv --reuid 65534 --regid 65534 --clear-groups"
+$ATOLL up --detach --state $HOME/volume
+M=$ATOLL_RUN/ordinary/mnt
+$AS sh -c "echo mine > $M/file; cat $M/file; stat -c %u $M/file"
+$ATOLL kill fs; $AS cat $M/file
+$ATOLL exec -- ping -q -c1 -W5 10.90.0.2
+$ATOLL down
+findmnt $M || echo unmounted
+"""
+
+
+@pytest.mark.needs_root
+@pytest.mark.needs_fuse
+def test_ordinary_user_has_everything_where_the_devices_are_open(ordinary: LiveSystem) -> None:
+    """In a mount name space of its own, where Debian's modes are set."""
+    if shutil.which("fusermount3") is None or shutil.which("unshare") is None:
+        pytest.skip("needs fusermount3 and unshare")
+    script = ["unshare", "-m", "bash", "-euc", _OPEN_DEVICES, "bash", str(ordinary.top)]
+    done = subprocess.run(
+        [*script, *ordinary.command()],
+        env={**ordinary.environment, "HOME": str(ordinary.top)},
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=COMMAND_TIMEOUT_S,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for words in ("mine\n65534\n", "killed fs", "1 received", "is down", "unmounted"):
+        assert words in done.stdout
+    assert not ordinary.run.path.exists()
+
+
 @pytest.mark.needs_root
 def test_ordinary_user_has_a_system_without_devices(ordinary: LiveSystem) -> None:
     ordinary.up(*NO_DEVICES)
