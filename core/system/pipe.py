@@ -145,8 +145,10 @@ class PipeServer(Server):
                 if pipe.record.serial:
                     self._pipes[pipe.record.serial] = pipe
                     self._places[pipe.record.serial] = place
-        # No incarnation uses a serial, and with it a badge, that another one has used.
-        self._serial = task.generation << 32
+        # No incarnation uses a serial, and with it a badge, that another one has used; and none
+        # uses the small badges that the kernel gives with granted rights: such a right would count
+        # as an end of a pipe.
+        self._serial = (task.generation + 1) << 32
 
     def _fetch_memory(self) -> mmap.mmap:
         """Map the memory object of earlier incarnations, or make the first one."""
