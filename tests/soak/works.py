@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import random
 import shutil
@@ -27,7 +28,7 @@ from .deaths import Storm
 from .run import LossError, Run
 
 ADDRESS: Final = "10.90.0.2"
-PATIENCE_S: Final = 120.0
+PATIENCE_S: Final = 60.0
 """A command that takes longer hangs."""
 _NETWORK: Final = ("supervisor", "tap", "net")
 _GIT: Final = {
@@ -65,12 +66,19 @@ class Workplace:
                     timeout=PATIENCE_S, env=environment,
                 )  # fmt: skip
             except subprocess.TimeoutExpired:
-                raise LossError(f"{text}: hangs for {PATIENCE_S:g} s") from None
+                raise LossError(f"{text}: hangs for {PATIENCE_S:g} s; {self._waiting()}") from None
         self.run.count("commands")
         if done.returncode:
             said = (done.stderr or done.stdout).decode(errors="replace").strip()[-600:]
             raise LossError(f"{text}: status {done.returncode}: {said}")
         return done.stdout.decode(errors="replace")
+
+    def _waiting(self) -> str:
+        """Return what the kernel's ports hold, to find out why something hangs."""
+        done = self.system.atoll("ports", "--json")
+        ports = json.loads(done.stdout) if done.returncode == 0 else []
+        held = [port for port in ports if port["queued"] or port["in_flight"]]
+        return f"ports that hold messages: {held}; {self.system.atoll('ps').stdout}"
 
     def disturbed(self, servers: tuple[str, ...], since: float) -> bool:
         """Tell whether one of the servers suffered a fault since then."""
