@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.lowlevel
 
 from core.abi import HEADER, NO_SLOT, RIGHTS_LIMIT, Kind
 from core.kernel.tasks import State
@@ -74,7 +75,7 @@ async def test_random_packets_earn_errors_and_change_nothing_for_others(small: S
             for number in range(PACKETS // 10):
                 hostile.attack()
                 if number % 20 == 0:
-                    await trio.sleep(0)
+                    await trio.lowlevel.checkpoint()
                     hostile.read()
                 if hostile.task.state is not State.RUNNING:
                     break
@@ -158,7 +159,7 @@ async def test_who_floods_and_never_reads_is_ended_alone(small: Small) -> None:
         sent += 1
         if sent % 200 == 0:
             assert await small.probe.echo(sent, "") == (sent, "")
-            await trio.sleep(0)
+            await trio.lowlevel.checkpoint()
         assert sent < 2_000_000
     await small.until(lambda: hostile.task.state is State.RETIRED)
     assert "unread" in hostile.task.last_words[-1]
@@ -176,7 +177,7 @@ async def test_who_asks_for_descriptors_and_never_reads_does_not_exhaust_them(sm
         hostile.send(ask)
         sent += 1
         if sent % 50 == 0:
-            await trio.sleep(0)
+            await trio.lowlevel.checkpoint()
             assert descriptors() < before + 400
         assert sent < 100_000
     hostile.close()
@@ -198,7 +199,7 @@ async def test_a_last_word_of_nothing_does_not_hurt_who_lists_tasks(small: Small
 
     hostile = Hostile(small.system, 1, INTERFACES)
     hostile.send(packet(Kind.FAULT, encode(" \n ")))
-    await trio.sleep(0)
+    await trio.lowlevel.checkpoint()
     hostile.close()
     await small.until(lambda: hostile.task.state is State.RETIRED)
     small.system.task("probe").remember_end("  \n")
