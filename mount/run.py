@@ -12,8 +12,8 @@ What a pipe(2) does holds across all of that:
 1. Back-pressure: a pump reads only when what it read before was taken.
 2. End of the stream: when A closes its output, the writing right is dropped, the reader finds the
    end behind the last octet, and B's input is closed.
-3. SIGPIPE: when B closes its input, which is watched even while nothing flows, the reading right is
-   dropped and A's host pipe loses its reader. So `yes | head -1` ends at once.
+3. SIGPIPE: when B closes its input, which is watched even while nothing flows, the pumps stop and
+   A's host pipe loses its reader. So `yes | head -1` ends at once.
 4. Exit status as in the shell: the last command's, 128 + n for a signal.
 
 The terminal is nobody's business here: what it sends (^C, ^Z, ^\\) reaches the group, commands and
