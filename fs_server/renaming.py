@@ -54,7 +54,7 @@ def rename(
     if move.exchange:
         _exchange(tables, move)
         return
-    _check_kinds(tables, move)
+    _check_room(tables, move)
     _carry_out(tables, move)
 
 
@@ -100,6 +100,8 @@ def _check_permissions(move: _Move, caller: Caller) -> None:
         demand(move.target, caller, WRITE | EXECUTE)
     else:
         demand_removal(move.target, move.replaced, caller)
+        if not move.exchange:
+            _check_kinds(move.moved, move.replaced)
     if move.source is move.target:
         return
     # a directory that changes its parent is written to: its '..' changes
@@ -109,13 +111,16 @@ def _check_permissions(move: _Move, caller: Caller) -> None:
         demand(move.replaced, caller, WRITE)
 
 
-def _check_kinds(tables: Tables, move: _Move) -> None:
+def _check_kinds(moved: Inode, replaced: Inode) -> None:
+    if moved.is_directory and not replaced.is_directory:
+        raise Refused(errno.ENOTDIR)
+    if replaced.is_directory and not moved.is_directory:
+        raise Refused(errno.EISDIR)
+
+
+def _check_room(tables: Tables, move: _Move) -> None:
     replaced = move.replaced
     if replaced is not None:
-        if move.moved.is_directory and not replaced.is_directory:
-            raise Refused(errno.ENOTDIR)
-        if replaced.is_directory and not move.moved.is_directory:
-            raise Refused(errno.EISDIR)
         if replaced.is_directory and not tables.entries.is_empty(replaced.number):
             raise Refused(errno.ENOTEMPTY)
     elif move.moved.is_directory and move.target.links >= LINK_LIMIT:

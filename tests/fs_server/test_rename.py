@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from fs_server.interface import RENAME_EXCHANGE, RENAME_NOREPLACE
+from fs_server.interface import RENAME_EXCHANGE, RENAME_NOREPLACE, Changes
 from fs_server.volume import Volume
 
-from .support import ROOT, TOP, make_file, names_in, refused
+from .support import ALICE, ROOT, TOP, make_file, names_in, refused
 
 
 @pytest.fixture
@@ -113,3 +113,14 @@ def test_a_replaced_open_file_stays_until_its_release(
     assert volume.read(tree[b"g"], 0, 10) == b"G"
     volume.release(tree[b"g"], 9)
     assert refused(volume.getattr, tree[b"g"]) == "ESTALE"
+
+
+def test_kinds_are_looked_at_before_the_directory_that_moves(
+    volume: Volume, tree: dict[bytes, int]
+) -> None:
+    """As the host does: whoever may not write the moved directory hears first what is in its way."""
+    shared = volume.mkdir(ROOT, TOP, b"shared", 0o777).inode
+    volume.setattr(ROOT, shared, Changes(mode=0o777))
+    volume.mknod(ROOT, shared, b"file", 0o100644, 0)
+    assert refused(volume.rename, ALICE, TOP, b"a", shared, b"file", 0) == "ENOTDIR"
+    assert refused(volume.rename, ALICE, TOP, b"a", shared, b"new", 0) == "EACCES"
