@@ -19,6 +19,7 @@ directory without a volume gets one, if the disk is empty.
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, ParamSpec, TypeVar
@@ -386,6 +387,7 @@ def prepare_volume(directory: Path, info: DiskInfo) -> None:
             errno.EUCLEAN,
         )
     try:
-        make_metadata(directory, info.size)
+        # whoever runs the system owns the tree's root, as a user owns his home
+        make_metadata(directory, info.size, owner=(os.geteuid(), os.getegid()))
     except OSError as error:
         raise VolumeError(f"{directory}: {error.strerror}", error.errno or errno.EIO) from None
