@@ -18,6 +18,7 @@ from typing import Final
 
 from .obstacle import ObstacleError
 
+MOUNT_TABLE: Final = Path("/etc/mtab")
 DEVICE: Final = Path("/dev/fuse")
 FUSE_CONF: Final = Path("/etc/fuse.conf")
 MOUNTS: Final = Path("/proc/self/mountinfo")
@@ -144,6 +145,9 @@ def check_device(device: Path = DEVICE) -> None:
         except KeyError:
             cause = "has no entry in /etc/passwd, and fusermount3 asks for one"
             raise MountError(f"uid {os.geteuid()}", cause, "use a user that has a name") from None
+        if not MOUNT_TABLE.exists():
+            cause = "does not exist, but fusermount3 wants it to unmount"
+            raise MountError(MOUNT_TABLE, cause, f"as root: ln -s /proc/self/mounts {MOUNT_TABLE}")
 
 
 def check_allow_other(conf: Path = FUSE_CONF) -> None:
