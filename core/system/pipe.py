@@ -35,7 +35,7 @@ from core.userlib.server import Server
 from core.userlib.task import Task
 
 PIPES_LIMIT: Final = 256
-RING_SIZE: Final = 256 * 1024
+RING_SIZE: Final = 1024 * 1024
 NAME_LIMIT: Final = 255
 _PAGE: Final = 4096
 _COPY: Final = 1536
@@ -87,9 +87,13 @@ _decode: Final = msgspec.msgpack.Decoder(_Record).decode
 class _Pipe:
     """A record, its ring, and who waits for a change of it."""
 
-    def __init__(self, memory: memoryview, record: _Record | None = None) -> None:
-        self._page = memory[:_PAGE]
-        self._ring = memory[_PAGE:]
+    def __init__(self, memory: mmap.mmap, place: int, record: _Record | None = None) -> None:
+        start = place * _STRIDE
+        view = memoryview(memory)
+        self._memory = memory
+        self._ring_start = start + _PAGE
+        self._page = view[start : start + _PAGE]
+        self._ring = view[start + _PAGE : start + _STRIDE]
         self.changed = trio.Event()
         self.record = record if record is not None else self._load()
 
@@ -126,6 +130,8 @@ class _Pipe:
         """Mark the place as free."""
         self.record = _Record(0)
         self.store()
+        # the ring's pages go back to the host (madvise(2)); the next pipe here finds zeros
+        self._memory.madvise(mmap.MADV_REMOVE, self._ring_start, RING_SIZE)
 
 
 class PipeServer(Server):
@@ -135,13 +141,13 @@ class PipeServer(Server):
 
     def __init__(self, task: Task) -> None:
         super().__init__(task)
-        self._memory = memoryview(self._fetch_memory())
+        self._memory = self._fetch_memory()
         self._pipes: dict[int, _Pipe] = {}
         self._places: dict[int, int] = {}
         for place in range(PIPES_LIMIT):
-            part = self._part(place)
-            if bytes(part[8:10]) != b"\0\0":
-                pipe = _Pipe(part)
+            start = place * _STRIDE
+            if self._memory[start + 8 : start + 10] != b"\0\0":
+                pipe = _Pipe(self._memory, place)
                 if pipe.record.serial:
                     self._pipes[pipe.record.serial] = pipe
                     self._places[pipe.record.serial] = place
@@ -162,16 +168,13 @@ class PipeServer(Server):
         finally:
             os.close(number)
 
-    def _part(self, place: int) -> memoryview:
-        return self._memory[place * _STRIDE : (place + 1) * _STRIDE]
-
     def _make(self, name: str) -> _Pipe:
         taken = set(self._places.values())
         place = next((place for place in range(PIPES_LIMIT) if place not in taken), None)
         if place is None:
             raise Refused(errno.EMFILE, f"there are {PIPES_LIMIT} pipes already")
         self._serial += 1
-        pipe = _Pipe(self._part(place), _Record(self._serial, name))
+        pipe = _Pipe(self._memory, place, _Record(self._serial, name))
         pipe.store()
         self._pipes[self._serial] = pipe
         self._places[self._serial] = place

@@ -9,6 +9,7 @@ was aborted, so a slot of the transfer region is free again when the answer is t
 from __future__ import annotations
 
 import collections
+import contextlib
 import itertools
 import math
 import os
@@ -39,7 +40,7 @@ from core.errors import (
 
 from .interface import Descriptor, Interface, Operation, encode, octets
 from .kernel_calls import KernelCalls
-from .line import Line, Packet, aligned
+from .line import ClosedError, Line, Packet, aligned
 from .task import Task, complete, operations_mask
 
 _REPLY: Final = int(Kind.REPLY)
@@ -185,7 +186,8 @@ class IsolatedTask(Task):
 
         def abort(_: Any) -> trio.lowlevel.Abort:
             waiter.task = None
-            self.line.send(Kind.ABORT, request=number)
+            with contextlib.suppress(ClosedError):  # the kernel is gone, and the call with it
+                self.line.send(Kind.ABORT, request=number)
             return trio.lowlevel.Abort.SUCCEEDED
 
         return await trio.lowlevel.wait_task_rescheduled(abort)
