@@ -30,6 +30,7 @@ from core.errors import (
     BadMessageError,
     MessageTooLargeError,
     NoRightError,
+    WrongRightError,
     to_wire,
 )
 
@@ -88,6 +89,7 @@ class Dispatcher:
     def reply(self, packet: Packet, spec: Operation, result: Any) -> None:
         """Send a handler's result to the kernel."""
         if packet.kind != Kind.CALL:
+            self._discard(spec, result)
             return
         if not spec.reply_carried:
             self._line.send(Kind.REPLY, request=packet.request, fields=encode(result))
@@ -112,6 +114,14 @@ class Dispatcher:
             rights=rights,
             descriptors=tuple(descriptor.fileno() for descriptor in lent),
         )
+
+    def _discard(self, spec: Operation, result: Any) -> None:
+        """Give up the rights in a result that nobody waits for; descriptors close by themselves."""
+        if spec.reply_rights:
+            rights = spec.split_reply(result)[1][int(spec.reply_bulk) :][: spec.reply_rights]
+            for right in rights:
+                with contextlib.suppress(NoRightError, WrongRightError):  # a granted one stays
+                    self._task.drop(right)
 
     def _place(self, packet: Packet, bulk: Any, size: int) -> int:
         """Put the reply's bulk into the request's slot, unless the handler wrote it there."""
