@@ -114,4 +114,6 @@ class ControlServer(Server):
 
     def port_of(self, server: str) -> Right:
         """Return a right to a server's port, with the caller's badge."""
-        return self._server(server).names[1].derive(badge=self.request.badge)
+        right = self._server(server).names[1].derive(badge=self.request.badge)
+        self._system.task(self.task.name).hold(right)  # who gives something away has had it
+        return right
