@@ -223,7 +223,9 @@ def pipeline(place: Workplace, chance: random.Random, turn: int) -> None:
     path = place.system.top / "octets"
     octets = chance.randbytes(chance.choice((0, 1, 70_000, 1_000_000, 5_000_000)))
     path.write_bytes(octets)
-    middle = chance.choice(("cat", "gzip -1 | gunzip", "base64 | base64 -d", "dd bs=777 2>/dev/null"))
+    middle = chance.choice(
+        ("cat", "gzip -1 | gunzip", "base64 | base64 -d", "dd bs=777 2>/dev/null")
+    )
     if len(octets) > 1_000_000 and middle.startswith("dd"):
         middle = "cat"
     line = f"cat {path} | {middle} | sha256sum"
