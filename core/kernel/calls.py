@@ -23,7 +23,6 @@ from core.errors import (
 from core.userlib.interface import encode
 from core.userlib.kernel_calls import PRIVILEGED, KernelCalls, PortInfo, RightInfo, TaskInfo
 from core.userlib.line import Packet
-from core.userlib.server import NoOperations
 
 from .kernel import Kernel
 from .ports import KernelRight, receive_right
@@ -95,7 +94,9 @@ def serve_kernel_call(line: KernelLine, packet: Packet) -> None:
 
 
 def _create_port(kernel: Kernel, task: KernelTask, _: Packet, label: str) -> int:
-    port = kernel.create_port(task, f"{task.name}:{label[:64]}", NoOperations)
+    assert task.main_port is not None
+    interface = task.main_port.interface
+    port = kernel.create_port(task, f"{task.name}:{label[:64]}", interface)
     return task.hold(receive_right(port))
 
 
@@ -149,9 +150,12 @@ def right_info(name: int, right: KernelRight) -> RightInfo:
     )
 
 
-def _abandoned(_: Kernel, task: KernelTask, __: Packet, badge: int) -> bool:
-    port = task.main_port
-    if port is None or badge not in port.senders:
+def _abandoned(_: Kernel, task: KernelTask, __: Packet, name: int, badge: int) -> bool:
+    right = task.right(name)
+    if right.kind is not RightKind.RECEIVE:
+        raise WrongRightError("only the receiver asks who is left")
+    port = right.port
+    if badge not in port.senders:
         return True
     port.told.pop(badge, None)
     return False
@@ -202,7 +206,7 @@ def _kept(_: Kernel, task: KernelTask, __: Packet, label: str) -> _Given:
 def keep_right(task: KernelTask, label: str, right: KernelRight) -> None:
     """Keep a copy of a right; what was kept under the label is released."""
     _room_to_keep(task, label)
-    kept = right.derive()
+    kept = right.derive_into(task)
     old = task.kept_rights.pop(label, None)
     if old is not None:
         old.release()
@@ -217,7 +221,7 @@ def _kept_right(_: Kernel, task: KernelTask, __: Packet, label: str) -> _Given:
     right = task.kept_rights.get(label)
     if right is None:
         raise NoRightError(f"no right is kept under {label!r}")
-    return _Given(right.derive())
+    return _Given(right.derive_into(task))
 
 
 def _kept_labels(_: Kernel, task: KernelTask, __: Packet) -> list[str]:

@@ -198,12 +198,21 @@ def enter(task: KernelTask, request: Request) -> list[KernelRight]:
     try:
         for right in request.rights:
             moves = right.kind is not RightKind.SEND or not right.port.alive
-            entered.append(right if moves else right.derive())
+            entered.append(right if moves else right.derive_into(task))
             task.hold(entered[-1])
     except AtollError:
         leave(task, request, entered)
         raise
     return entered
+
+
+def check_receiver(task: KernelTask | None, right: KernelRight) -> None:
+    """WrongRightError unless the task can receive from the port, if this is a receive right."""
+    main = task.main_port if task is not None else None
+    if right.kind is RightKind.RECEIVE and (
+        main is None or right.port.interface is not main.interface
+    ):
+        raise WrongRightError(f"its receiver does not serve {right.port.interface.__name__}")
 
 
 def leave(task: KernelTask, request: Request, entered: list[KernelRight]) -> None:
@@ -282,12 +291,17 @@ def give_away(task: KernelTask, names: tuple[int, ...]) -> tuple[KernelRight, ..
     granted = task.grants.values()
     if len(set(names)) != len(names) or any(name == 1 or name not in task.names for name in names):
         raise ServerFaultError(f"task {task.name} replies with a right that it cannot give")
+    if any(task.names[name].kind is RightKind.RECEIVE for name in names):
+        raise ServerFaultError("a receive right travels in requests, not in replies")
     dead = [name for name in names if name in granted and not task.names[name].port.alive]
     if dead:
         raise ServerFaultError(f"task {task.name} replies with a right that was revoked")
-    return tuple(
+    given = tuple(
         task.names[name].derive() if name in granted else task.names.pop(name) for name in names
     )
+    for right in given:
+        right.turn_outward()
+    return given
 
 
 def give_objects(task: KernelTask, rights: list[Any]) -> tuple[KernelRight, ...]:

@@ -35,7 +35,7 @@ from core.userlib.task import Task, operations_mask
 from .calls import drop, forget, keep_right, named_task
 from .cargo import arguments_of, carry, give_back, give_objects
 from .kernel import Kernel, check_forward, forward_failed
-from .ports import Direct, KernelRight, Port
+from .ports import Direct, KernelRight, Port, receive_right
 from .requests import Reply, Request, Waiter
 from .tasks import KernelTask
 
@@ -101,11 +101,18 @@ class ColocatedTask(Task):
     def notify(self, right: Any, bits: int) -> None:  # noqa: D102
         self._kernel.notify(right, bits)
 
-    def mint(self, badge: int, operations: list[str] | None = None) -> KernelRight:  # noqa: D102
-        port = self.place.main_port
-        assert port is not None
-        mask = operations_mask(port.interface, operations)
-        return self._held(self.place.names[1].derive(RightKind.SEND, mask, badge))
+    def create_port(self, label: str) -> KernelRight:  # noqa: D102
+        main = self.place.main_port
+        assert main is not None
+        port = self._kernel.create_port(self.place, f"{self.name}:{label[:64]}", main.interface)
+        return self._held(receive_right(port))
+
+    def mint(  # noqa: D102
+        self, badge: int, operations: list[str] | None = None, port: Any = None
+    ) -> KernelRight:
+        receiver = self.place.names[1] if port is None else port
+        mask = operations_mask(receiver.port.interface, operations)
+        return self._held(receiver.derive(RightKind.SEND, mask, badge))
 
     def mint_once(self, badge: int) -> KernelRight:  # noqa: D102
         return self._held(self.place.names[1].derive(RightKind.SEND_ONCE, badge=badge))
@@ -149,7 +156,11 @@ class ColocatedTask(Task):
 
     def kept_rights(self) -> dict[str, Any]:  # noqa: D102
         kept = self.place.kept_rights
-        return {label: self._held(kept[label].derive()) for label in kept if kept[label].port.alive}
+        return {
+            label: self._held(right.derive_into(self.place))
+            for label, right in kept.items()
+            if right.port.alive
+        }
 
     def forget(self, label: str) -> None:  # noqa: D102
         forget(self.place, label)
@@ -377,6 +388,7 @@ class Colocated:
     def _prepare(self, request: Request) -> None:
         about = self.server.request
         about.id = request.id
+        about.port = request.port.name
         about.badge = request.badge
         about.redelivered = request.redelivered
         about.room = None
@@ -429,6 +441,7 @@ class Colocated:
             return False
         if not self._own_turn:
             return self._defer()
+        self.server.request.port = port.name
         if self._guarded(self.server.no_senders, badge):
             port.told.pop(badge, None)
         return True

@@ -34,7 +34,7 @@ from core.errors import (
 )
 from core.userlib.interface import Interface, Operation
 
-from .cargo import carry
+from .cargo import carry, check_receiver
 from .ports import KernelRight, Port, receive_right
 from .requests import Reply, Request, Waiter
 from .tasks import Engine, KernelTask, Placement, Program, State, TaskTable
@@ -252,6 +252,8 @@ class Kernel:
         """
         port = request.port
         port.check_room()
+        for right in request.rights:
+            check_receiver(port.task, right)
         request.id = self.next_id()
         task = port.task
         assert task is not None

@@ -268,8 +268,9 @@ class KernelLine:
         elif kind == Kind.NOTIFY:
             self.kernel.notify(task.right(packet.name), packet.request)
         elif kind == Kind.NO_SENDERS:
-            if task.main_port is not None:
-                task.main_port.told.pop(packet.request, None)
+            right = task.right(packet.name)
+            if right.kind is RightKind.RECEIVE:
+                right.port.told.pop(packet.request, None)
         elif kind == Kind.READY:
             self.kernel.ready(task)
         elif kind == Kind.FAULT:
@@ -379,7 +380,7 @@ class KernelLine:
         kind = Kind.CALL if request.wants_reply else Kind.SEND
         flags = FLAG_REDELIVERED if request.redelivered else 0
         header = HEADER.pack(
-            kind, flags, request.spec.index, 1, request.id, request.badge,
+            kind, flags, request.spec.index, request.port.name, request.id, request.badge,
             len(fields), size, request.slot, room, 0, len(entered), len(request.descriptors),
         )  # fmt: skip
         names = [NAME.pack(right.name) for right in entered]
@@ -406,7 +407,7 @@ class KernelLine:
         kind = _CALL if request.client_end is not None else _SEND
         flags = FLAG_REDELIVERED if request.redelivered else 0
         header = _pack(
-            kind, flags, request.spec.index, 1, request.id, request.badge,
+            kind, flags, request.spec.index, request.port.name, request.id, request.badge,
             len(fields), 0, NO_SLOT, 0, 0, 0, 0,
         )  # fmt: skip
         try:
@@ -422,10 +423,12 @@ class KernelLine:
         self._send_or_keep([_header(Kind.ABORT, request.id)])
 
     def notify(self, port: Port, bits: int) -> bool:  # noqa: D102 - see Engine
-        return not self._outbox and self._send([_header(Kind.NOTIFY, bits)])
+        return not self._outbox and self._send([_header(Kind.NOTIFY, bits, name=port.name)])
 
     def no_senders(self, port: Port, badge: int) -> bool:  # noqa: D102 - see Engine
-        return not self._outbox and self._send([_header(Kind.NO_SENDERS, 0, badge=badge)])
+        return not self._outbox and self._send(
+            [_header(Kind.NO_SENDERS, 0, badge=badge, name=port.name)]
+        )
 
     def stop(self) -> None:  # noqa: D102 - see Engine
         self._stopping = True
@@ -589,7 +592,10 @@ def _header(
     fields: int = 0,
     *,
     badge: int = 0,
+    name: int = 1,
     rights: int = 0,
     descriptors: int = 0,
 ) -> bytes:
-    return HEADER.pack(kind, 0, 0, 1, request, badge, fields, 0, NO_SLOT, 0, 0, rights, descriptors)
+    return HEADER.pack(
+        kind, 0, 0, name, request, badge, fields, 0, NO_SLOT, 0, 0, rights, descriptors
+    )

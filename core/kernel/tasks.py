@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 
-from core.abi import NAMES_LIMIT, TaskId
+from core.abi import NAMES_LIMIT, RightKind, TaskId
 from core.errors import LimitError, NoRightError
 
 if TYPE_CHECKING:
@@ -126,6 +126,8 @@ class KernelTask:
         self._next_name = name + 1 if name < (1 << 31) else FIRST_FREE_NAME
         self.names[name] = right
         right.name = name
+        if right.kind is RightKind.RECEIVE:
+            right.port.name = name
         return name
 
     def right(self, name: int) -> KernelRight:

@@ -282,9 +282,15 @@ class IsolatedTask(Task):
     def _kernel(self, name: str, *arguments: Any) -> Any:
         return self.call_blocking(TaskRight(SELF), KernelCalls.named(name), arguments)
 
-    def mint(self, badge: int, operations: list[str] | None = None) -> Right:  # noqa: D102
+    def create_port(self, label: str) -> TaskRight:  # noqa: D102
+        return TaskRight(self._kernel("create_port", label))
+
+    def mint(  # noqa: D102
+        self, badge: int, operations: list[str] | None = None, port: Right | None = None
+    ) -> Right:
         mask = operations_mask(self._interface(), operations)
-        right: Right = self._kernel("mint", MAIN_PORT, badge, mask)
+        name = MAIN_PORT if port is None else _name_of(port)
+        right: Right = self._kernel("mint", name, badge, mask)
         return right
 
     def _interface(self) -> type[Interface]:
@@ -326,9 +332,9 @@ class IsolatedTask(Task):
             return None
         return descriptor.take()
 
-    def abandoned(self, badge: int) -> bool:
+    def abandoned(self, name: int, badge: int) -> bool:
         """Tell whether no right to the task's own port with this badge is left."""
-        return bool(self._kernel("abandoned", badge))
+        return bool(self._kernel("abandoned", name, badge))
 
     def keep_right(self, label: str, right: Right) -> None:  # noqa: D102
         self._kernel("keep_right", label, right)

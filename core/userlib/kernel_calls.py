@@ -63,7 +63,10 @@ class KernelCalls(Interface):
 
     @operation
     async def create_port(self, label: str) -> int:
-        """Make a port and return the name of its receive right. LimitError at PORTS_LIMIT."""
+        """Make another port and return the name of its receive right. LimitError at PORTS_LIMIT.
+
+        It serves what the caller's first port serves, and ends with the incarnation.
+        """
 
     @operation
     async def mint(self, name: int, badge: int, mask: int) -> Right:
@@ -86,8 +89,8 @@ class KernelCalls(Interface):
         """Give up a right. A receive right takes its port with it."""
 
     @operation(idempotent=True)
-    async def abandoned(self, badge: int) -> bool:
-        """Tell whether no right to the caller's first port with this badge is left.
+    async def abandoned(self, name: int, badge: int) -> bool:
+        """Tell whether no right with this badge is left to the port of the receive right `name`.
 
         Asked before vanished senders are dealt with: such a right may have been made meanwhile.
         If one was, the kernel will tell again.

@@ -63,14 +63,16 @@ class Request:
 
     Attributes:
         id: unique within this boot; the same when the request is delivered again.
+        port: which of the task's ports: 1 is its own, others were made with `create_port`.
         badge: which client: the badge of the right that the request came through.
         redelivered: an incarnation that died had this request; it may have taken effect.
     """
 
-    __slots__ = ("badge", "id", "redelivered", "room")
+    __slots__ = ("badge", "id", "port", "redelivered", "room")
 
     def __init__(self) -> None:
         self.id = 0
+        self.port = 1
         self.badge = 0
         self.redelivered = False
         self.room: memoryview | None = None

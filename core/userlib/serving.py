@@ -78,6 +78,7 @@ class Dispatcher:
         arguments = self.arguments_of(packet, spec)
         request = self.server.request
         request.id = packet.request
+        request.port = packet.name
         request.badge = packet.badge
         request.redelivered = bool(packet.flags & FLAG_REDELIVERED)
         request.room = None
@@ -149,9 +150,10 @@ class Dispatcher:
                 return
         try:
             if packet.kind == Kind.NOTIFY:
+                self.server.request.port = packet.name
                 self.server.notified(packet.request)
             elif packet.kind == Kind.NO_SENDERS:
-                self._no_senders(packet.badge)
+                self._no_senders(packet)
             else:
                 spec, handler, arguments = self.prepare(packet)
                 self.reply(packet, spec, handler(*arguments))
@@ -168,6 +170,7 @@ class Dispatcher:
         """Serve a call that carries nothing beside its fields: most calls, so the quick way."""
         request = self.server.request
         request.id = number = packet.request
+        request.port = packet.name
         request.badge = packet.badge
         request.redelivered = packet.flags & FLAG_REDELIVERED != 0
         try:
@@ -185,11 +188,12 @@ class Dispatcher:
         except MessageTooLargeError as error:
             self.refuse(packet, error)
 
-    def _no_senders(self, badge: int) -> None:
+    def _no_senders(self, packet: Packet) -> None:
         """Deal with senders that vanished, and tell the kernel when that is done."""
-        if self._task.abandoned(badge):
-            self.server.no_senders(badge)
-            self._line.send(Kind.NO_SENDERS, request=badge)
+        if self._task.abandoned(packet.name, packet.badge):
+            self.server.request.port = packet.name
+            self.server.no_senders(packet.badge)
+            self._line.send(Kind.NO_SENDERS, name=packet.name, request=packet.badge)
 
     def _forward(self, packet: Packet, forward: Forward) -> None:
         """Pass a request on to another server."""

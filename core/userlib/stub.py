@@ -41,6 +41,7 @@ async def {name}(_self{parameters}):
             _request = _direct.request
             _request.id = _direct.next_id()
             _request.badge = _right.badge
+            _request.port = 1
             _request.redelivered = False
             try:
                 return _handler({arguments})

@@ -79,12 +79,23 @@ class Task(abc.ABC):
         """Set notification bits at a port; they coalesce until the receiver takes them."""
 
     @abc.abstractmethod
-    def mint(self, badge: int, operations: list[str] | None = None) -> Right:
-        """Return a new send right to the task's own port.
+    def create_port(self, label: str) -> Right:
+        """Return the receive right of another port that serves what the task's own port serves.
+
+        The right has a `name`, which is what `request.port` shows of what comes to that port. The
+        port ends with this incarnation, or when the right is dropped.
+        """
+
+    @abc.abstractmethod
+    def mint(
+        self, badge: int, operations: list[str] | None = None, port: Right | None = None
+    ) -> Right:
+        """Return a new send right to a port of the task.
 
         Args:
             badge: what the server will see in `request.badge`; choose it unequal 0.
             operations: the names of the only operations allowed; None: all.
+            port: a receive right; None: the task's own port.
         """
 
     @abc.abstractmethod

@@ -14,10 +14,11 @@ import trio
 
 from core.abi import Right
 from core.errors import Refused
+from core.system.names import Names
 from core.userlib.interface import Bulk, Descriptor, Interface, operation
 from core.userlib.isolated import IsolatedTask
 from core.userlib.server import Forward, Server
-from core.userlib.task import Task
+from core.userlib.task import Task, complete
 
 
 class Point(msgspec.Struct, frozen=True, array_like=True):
@@ -140,6 +141,26 @@ class Probe(Interface):
     async def kept(self, label: str) -> bytes:
         """Return what is kept."""
 
+    @operation
+    async def open_port(self, badge: int) -> tuple[int, Right]:
+        """Make another port; return its name and a right to it."""
+
+    @operation
+    async def port(self) -> int:
+        """Return the name of the port that this request came to."""
+
+    @operation
+    async def close_port(self, name: int) -> None:
+        """Give up a port made with `open_port`."""
+
+    @operation
+    async def pass_port(self, name: int, to: Right) -> None:
+        """Send the receive right of such a port to a probe, with `hold`."""
+
+    @operation
+    async def misplace_port(self, name: int, to: Right) -> None:
+        """Send the receive right of such a port to a name server, which serves something else."""
+
 
 class Journal:
     """A file of lines, that any incarnation appends to."""
@@ -172,6 +193,7 @@ class ProbeServer(Server):
         self.journal = Journal(task.options["journal"])
         self._held: Right | None = None
         self._minted: list[Right] = []
+        self._ports: dict[int, Right] = {}
         self.journal.add(task.name, "starts")
 
     def stop(self) -> None:
@@ -180,7 +202,8 @@ class ProbeServer(Server):
 
     def no_senders(self, badge: int) -> None:
         """Note it."""
-        self.journal.add("gone", badge)
+        where = "" if self.request.port == 1 else " elsewhere"
+        self.journal.add(f"gone {badge}{where}")
 
     def notified(self, bits: int) -> None:
         """Note it."""
@@ -318,6 +341,29 @@ class ProbeServer(Server):
             return os.pread(number, 4096, 0)
         finally:
             os.close(number)
+
+    def open_port(self, badge: int) -> tuple[int, Right]:
+        """See `Probe`."""
+        port = self.task.create_port("more")
+        name: int = port.name  # type: ignore[attr-defined]
+        self._ports[name] = port
+        return name, self.task.mint(badge, None, port)
+
+    def port(self) -> int:
+        """See `Probe`."""
+        return self.request.port
+
+    def close_port(self, name: int) -> None:
+        """See `Probe`."""
+        self.task.drop(self._ports.pop(name))
+
+    def pass_port(self, name: int, to: Right) -> None:
+        """See `Probe`."""
+        self.task.send(to, Probe.named("hold"), (self._ports.pop(name),))
+
+    def misplace_port(self, name: int, to: Right) -> None:
+        """See `Probe`."""
+        complete(self.task.connect(Names, to).register("port", self._ports[name]))
 
 
 class Slow(Interface):

@@ -131,7 +131,9 @@ class FakeTask(Task):
         """Return a duplicate."""
         return None if self.memory is None else os.dup(self.memory)
 
-    def mint(self, badge: int, operations: list[str] | None = None) -> Right:
+    def mint(
+        self, badge: int, operations: list[str] | None = None, port: Right | None = None
+    ) -> Right:
         """Note the badge."""
         self.badges.append(badge)
         return Right()
