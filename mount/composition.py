@@ -56,6 +56,7 @@ class FrontEndServer(Server):
         super().__init__(task)
         self._composition = composition
         self._changed = trio.Event()
+        self._port: Right | None = None
 
     async def run(self) -> None:
         """Mount and serve until the system ends or somebody unmounts."""
@@ -80,7 +81,9 @@ class FrontEndServer(Server):
     @property
     def port(self) -> Right:
         """A right for the file server to notify (`Watch`)."""
-        return self.task.mint(1)
+        if self._port is None:
+            self._port = self.task.mint(1)
+        return self._port
 
     async def wait_changed(self) -> None:
         """Wait for the file server's bit (`Watch`)."""
