@@ -118,7 +118,7 @@ def test_a_replaced_open_file_stays_until_its_release(
 def test_kinds_are_looked_at_before_the_directory_that_moves(
     volume: Volume, tree: dict[bytes, int]
 ) -> None:
-    """As the host does: whoever may not write the moved directory hears first what is in its way."""
+    """As the host does: whoever may not write the moved directory hears that first."""
     shared = volume.mkdir(ROOT, TOP, b"shared", 0o777).inode
     volume.setattr(ROOT, shared, Changes(mode=0o777))
     volume.mknod(ROOT, shared, b"file", 0o100644, 0)
