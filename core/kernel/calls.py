@@ -206,7 +206,7 @@ def _kept(_: Kernel, task: KernelTask, __: Packet, label: str) -> _Given:
 def keep_right(task: KernelTask, label: str, right: KernelRight) -> None:
     """Keep a copy of a right; what was kept under the label is released."""
     _room_to_keep(task, label)
-    kept = right.derive_into(task)
+    kept = right.derive()
     old = task.kept_rights.pop(label, None)
     if old is not None:
         old.release()
@@ -221,7 +221,7 @@ def _kept_right(_: Kernel, task: KernelTask, __: Packet, label: str) -> _Given:
     right = task.kept_rights.get(label)
     if right is None:
         raise NoRightError(f"no right is kept under {label!r}")
-    return _Given(right.derive_into(task))
+    return _Given(right.derive())
 
 
 def _kept_labels(_: Kernel, task: KernelTask, __: Packet) -> list[str]:

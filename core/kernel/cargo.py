@@ -198,7 +198,7 @@ def enter(task: KernelTask, request: Request) -> list[KernelRight]:
     try:
         for right in request.rights:
             moves = right.kind is not RightKind.SEND or not right.port.alive
-            entered.append(right if moves else right.derive_into(task))
+            entered.append(right if moves else right.derive())
             task.hold(entered[-1])
     except AtollError:
         leave(task, request, entered)
@@ -296,12 +296,9 @@ def give_away(task: KernelTask, names: tuple[int, ...]) -> tuple[KernelRight, ..
     dead = [name for name in names if name in granted and not task.names[name].port.alive]
     if dead:
         raise ServerFaultError(f"task {task.name} replies with a right that was revoked")
-    given = tuple(
+    return tuple(
         task.names[name].derive() if name in granted else task.names.pop(name) for name in names
     )
-    for right in given:
-        right.turn_outward()
-    return given
 
 
 def give_objects(task: KernelTask, rights: list[Any]) -> tuple[KernelRight, ...]:
@@ -316,5 +313,5 @@ def read_error(packet: Packet) -> AtollError:
     """Return the error that a server declined with; a malformed one is the server's fault."""
     try:
         return from_wire(*_decode_error(packet.fields))
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         return ServerFaultError(f"an error that cannot be read: {error}")

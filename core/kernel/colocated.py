@@ -156,11 +156,7 @@ class ColocatedTask(Task):
 
     def kept_rights(self) -> dict[str, Any]:  # noqa: D102
         kept = self.place.kept_rights
-        return {
-            label: self._held(right.derive_into(self.place))
-            for label, right in kept.items()
-            if right.port.alive
-        }
+        return {label: self._held(kept[label].derive()) for label in kept if kept[label].port.alive}
 
     def forget(self, label: str) -> None:  # noqa: D102
         forget(self.place, label)

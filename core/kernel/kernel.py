@@ -232,6 +232,11 @@ class Kernel:
             engine.stop()
         for port in list(task.ports):
             self.destroy_port(port, reason)
+        if task.program.placement is Placement.JOINED:
+            # Its badges are nobody's from now on. Copies that it had servers keep, each other's
+            # among them, must not hold up the news that it is gone.
+            for name in task.grants.values():
+                task.names[name].revoke()
         for right in [*task.names.values(), *task.kept_rights.values()]:
             right.release()
         task.names.clear()

@@ -8,7 +8,6 @@ gets its requests later, a client that does not read its answers is ended.
 
 from __future__ import annotations
 
-import collections
 import os
 import socket
 import traceback
@@ -47,7 +46,6 @@ from core.userlib.line import ANCILLARY_SIZE, Packet, Region, Slots, aligned, de
 from .calls import serve_kernel_call
 from .cargo import (
     check_bulk,
-    duplicates,
     enter,
     keep_copies,
     leave,
@@ -57,6 +55,7 @@ from .cargo import (
     unload,
 )
 from .kernel import Kernel, forward_failed
+from .outbox import SEND_FLAGS, Outbox
 from .ports import Port
 from .requests import Reply, Request, Waiter
 from .tasks import KernelTask, Placement
@@ -66,13 +65,8 @@ if TYPE_CHECKING:
 
 PROCESS_ENDED: Final = "its process ended"
 """Why an incarnation ended, as long as no more is known."""
-_OUTBOX_LIMIT: Final = 4096
-"""Packets that wait for a task to read; one that has more is ended."""
-_LENT_LIMIT: Final = 256
-"""Packets that wait when one with descriptors may not: it holds some of the kernel's."""
 _PATIENCE_LIMIT: Final = 4
 """Lingering in vain this often in a row stops it, until a reply has come quickly again."""
-_SEND_FLAGS: Final = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 _RECEIVE_FLAGS: Final = int(socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
 
 _pack: Final = HEADER.pack
@@ -113,9 +107,7 @@ class KernelLine:
         self.their_slots: set[int] = set()
         self._rim = rim
         self._end_process = end_process
-        self._outbox: collections.deque[tuple[Sequence[Bulk], tuple[int, ...]]] = (
-            collections.deque()
-        )
+        self._outbox = Outbox(connection, lambda: rim.watch_writable(self))
         self._buffer = bytearray(PACKET_LIMIT + INLINE_LIMIT)
         self._view = memoryview(self._buffer)
         self._into = [self._buffer]
@@ -277,7 +269,7 @@ class KernelLine:
             self._guilty = packet.request
             try:
                 self._last_words = _decode_text(packet.fields)
-            except msgspec.MsgspecError:
+            except (msgspec.MsgspecError, UnicodeDecodeError):
                 self._last_words = "a fault report that cannot be read"
         else:
             raise BadMessageError(f"a task does not send packets of kind {kind}")
@@ -384,7 +376,7 @@ class KernelLine:
             len(fields), size, request.slot, room, 0, len(entered), len(request.descriptors),
         )  # fmt: skip
         names = [NAME.pack(right.name) for right in entered]
-        if self._send([header, *names, fields, bulk], request.descriptors):
+        if self._outbox.send([header, *names, fields, bulk], request.descriptors):
             keep_copies(self.task, request)
             return True
         leave(self.task, request, entered)
@@ -411,7 +403,7 @@ class KernelLine:
             len(fields), 0, NO_SLOT, 0, 0, 0, 0,
         )  # fmt: skip
         try:
-            self.socket.send(header + fields, _SEND_FLAGS)
+            self.socket.send(header + fields, SEND_FLAGS)
         except BlockingIOError:
             self._rim.watch_writable(self)
             return False
@@ -423,10 +415,10 @@ class KernelLine:
         self._send_or_keep([_header(Kind.ABORT, request.id)])
 
     def notify(self, port: Port, bits: int) -> bool:  # noqa: D102 - see Engine
-        return not self._outbox and self._send([_header(Kind.NOTIFY, bits, name=port.name)])
+        return not self._outbox and self._outbox.send([_header(Kind.NOTIFY, bits, name=port.name)])
 
     def no_senders(self, port: Port, badge: int) -> bool:  # noqa: D102 - see Engine
-        return not self._outbox and self._send(
+        return not self._outbox and self._outbox.send(
             [_header(Kind.NO_SENDERS, 0, badge=badge, name=port.name)]
         )
 
@@ -456,7 +448,7 @@ class KernelLine:
     def _send_simple_reply(self, number: int, fields: bytes) -> None:
         header = _pack(_REPLY, 0, 0, 0, number, 0, len(fields), 0, NO_SLOT, 0, 0, 0, 0)
         try:
-            self.socket.send(header + fields, _SEND_FLAGS)
+            self.socket.send(header + fields, SEND_FLAGS)
         except OSError:
             self._send_or_keep([header, fields])
 
@@ -504,43 +496,15 @@ class KernelLine:
         parts = [header, *(NAME.pack(name) for name in names), fields]
         self._send_or_keep(parts, descriptors)
 
-    def _send(self, parts: Sequence[Bulk], descriptors: tuple[int, ...] = ()) -> bool:
-        """Send a packet if the socket takes it now."""
-        try:
-            if descriptors:
-                socket.send_fds(self.socket, parts, list(descriptors), _SEND_FLAGS)
-            else:
-                self.socket.send(b"".join(parts), _SEND_FLAGS)
-        except BlockingIOError:
-            self._rim.watch_writable(self)
-            return False
-        except OSError:
-            # The process is gone. What its line still holds is read first; the rim then finds the
-            # end.
-            return False
-        return True
-
     def _send_or_keep(self, parts: Sequence[Bulk], descriptors: tuple[int, ...] = ()) -> None:
         """Send a packet now or as soon as the task reads; end a task that does not."""
-        if self.closed:
-            return
-        if not self._outbox and self._send(parts, descriptors):
-            return
-        if len(self._outbox) >= (_LENT_LIMIT if descriptors else _OUTBOX_LIMIT):
+        if not self.closed and not self._outbox.send_or_keep(parts, descriptors):
             self.close(f"it left {len(self._outbox)} packets unread")
-            return
-        self._outbox.append((list(parts), duplicates(descriptors)))
 
     def writable(self) -> None:
         """Send what has been waiting. The rim calls it when the socket has room again."""
-        while self._outbox:
-            parts, descriptors = self._outbox[0]
-            if not self._send(parts, descriptors):
-                return
-            self._outbox.popleft()
-            for number in descriptors:
-                os.close(number)
-        self.kernel.flush(self.task)
+        if self._outbox.flush():
+            self.kernel.flush(self.task)
 
     # -- hand-off ----------------------------------------------------------------------------------
 
@@ -567,10 +531,7 @@ class KernelLine:
         self.closed = True
         self._rim.remove(self)
         self.socket.close()
-        for _, descriptors in self._outbox:
-            for number in descriptors:
-                os.close(number)
-        self._outbox.clear()
+        self._outbox.close()
         if self.pid:
             self._end_process(self.pid)
         orderly = self._stopping and not self._last_words

@@ -9,7 +9,7 @@ useless, wherever they went.
 Invariants:
 1. A port has exactly one receive right, held by the task in `port.task`.
 2. `port.senders[badge]` counts the live send rights with that badge, those travelling in messages
-   included; those that the port's own receiver was sent are not.
+   included.
 3. A right that was revoked or released points at `DEAD`, whose `direct` is None: one comparison on
    the hot path tells both "no hand-off here" and "look closer".
 """
@@ -128,7 +128,7 @@ DEAD.alive = False
 class KernelRight(Right):
     """A right. Made by `Port`'s owner through `receive_right`, by `derive`, and by nothing else."""
 
-    __slots__ = ("badge", "children", "inward", "kind", "mask", "name", "parent", "port", "reach")
+    __slots__ = ("badge", "children", "kind", "mask", "name", "parent", "port", "reach")
 
     def __init__(
         self, port: Port, kind: RightKind, reach: int, badge: int, parent: KernelRight | None
@@ -141,7 +141,6 @@ class KernelRight(Right):
         self.mask = reach if kind is RightKind.SEND else 0
         self.badge = badge
         self.name = 0  # where it stands in its holder's name space
-        self.inward = False  # the port's own receiver has it, so it does not count as a sender
         self.parent = parent
         self.children: set[KernelRight] | None = None
         if kind is not RightKind.RECEIVE:
@@ -177,24 +176,6 @@ class KernelRight(Right):
             self.children = set()
         self.children.add(child)
         return child
-
-    def derive_into(self, task: KernelTask) -> KernelRight:
-        """Return a copy for `task` to hold or keep. See `derive`.
-
-        In the hands of the port's own receiver it does not count as a sender: else a client could
-        have the server itself keep the client's badge alive for ever.
-        """
-        copy = self.derive()
-        if copy.port.task is task:
-            copy.inward = True
-            copy._uncount(copy.port)
-        return copy
-
-    def turn_outward(self) -> None:
-        """Count as a sender again: the port's receiver gives it away."""
-        if self.inward and self.port is not DEAD:
-            self.port.senders[self.badge] = self.port.senders.get(self.badge, 0) + 1
-        self.inward = False
 
     def descendants(self) -> Iterator[KernelRight]:
         """Yield all rights derived from this one, at any depth."""
@@ -234,10 +215,6 @@ class KernelRight(Right):
             if port.alive:
                 port.end("its receive right was given up")
             return
-        if not self.inward:
-            self._uncount(port)
-
-    def _uncount(self, port: Port) -> None:
         left = port.senders[self.badge] - 1
         if left:
             port.senders[self.badge] = left
