@@ -14,12 +14,13 @@ nothing is forgotten.
 from __future__ import annotations
 
 import collections
+import errno
 import time
 from typing import Final
 
 import msgspec
 
-from core.errors import TaskError
+from core.errors import Refused, TaskError
 from core.userlib.kernel_calls import Supervision
 from core.userlib.server import Server
 from core.userlib.task import Task
@@ -54,6 +55,8 @@ class SupervisorServer(Server):
 
     def died(self, name: str, generation: int, reason: str, orderly: bool) -> None:
         """Decide. See the module head."""
+        if self.request.badge:
+            raise Refused(errno.EPERM, "only the kernel tells of deaths")
         if generation <= self._heard.get(name, -1):
             return  # told twice: by the kernel, and again when the supervisor itself had ended
         self._heard[name] = generation
