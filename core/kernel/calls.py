@@ -224,8 +224,15 @@ def _kept_right(_: Kernel, task: KernelTask, __: Packet, label: str) -> _Given:
     return _Given(right.derive())
 
 
-def _kept_labels(_: Kernel, task: KernelTask, __: Packet) -> list[str]:
+def kept_labels(task: KernelTask) -> list[str]:
+    """Return the labels of the rights that are kept; one that was revoked is kept no longer."""
+    for label in [label for label, right in task.kept_rights.items() if not right.port.alive]:
+        task.kept_rights.pop(label).release()
     return list(task.kept_rights)
+
+
+def _kept_labels(_: Kernel, task: KernelTask, __: Packet) -> list[str]:
+    return kept_labels(task)
 
 
 def forget(task: KernelTask, label: str) -> None:

@@ -32,7 +32,7 @@ from core.userlib.kernel_calls import KernelCalls
 from core.userlib.server import Forward, Server, cause_of, handlers_of
 from core.userlib.task import Task, operations_mask
 
-from .calls import drop, forget, keep_right, named_task
+from .calls import drop, forget, keep_right, kept_labels, named_task
 from .cargo import arguments_of, carry, give_back, give_objects
 from .kernel import Kernel, check_forward, forward_failed
 from .ports import Direct, KernelRight, Port, receive_right
@@ -156,7 +156,7 @@ class ColocatedTask(Task):
 
     def kept_rights(self) -> dict[str, Any]:  # noqa: D102
         kept = self.place.kept_rights
-        return {label: self._held(kept[label].derive()) for label in kept if kept[label].port.alive}
+        return {label: self._held(kept[label].derive()) for label in kept_labels(self.place)}
 
     def forget(self, label: str) -> None:  # noqa: D102
         forget(self.place, label)

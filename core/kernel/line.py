@@ -107,7 +107,7 @@ class KernelLine:
         self.their_slots: set[int] = set()
         self._rim = rim
         self._end_process = end_process
-        self._outbox = Outbox(connection, lambda: rim.watch_writable(self))
+        self._outbox = Outbox(connection, lambda: rim.watch_writable(connection))
         self._buffer = bytearray(PACKET_LIMIT + INLINE_LIMIT)
         self._view = memoryview(self._buffer)
         self._into = [self._buffer]
@@ -405,7 +405,7 @@ class KernelLine:
         try:
             self.socket.send(header + fields, SEND_FLAGS)
         except BlockingIOError:
-            self._rim.watch_writable(self)
+            self._rim.watch_writable(self.socket)
             return False
         except OSError:
             return False  # the process is gone; the rim finds the end after what is left to read

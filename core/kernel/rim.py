@@ -92,9 +92,9 @@ class Rim:
             self._lines.unregister(number)
             self._all.unregister(number)
 
-    def watch_writable(self, watched: Watched) -> None:
-        """Call `writable` once the socket takes data again."""
-        number = watched.socket.fileno()
+    def watch_writable(self, connection: socket.socket) -> None:
+        """Call `writable` of whoever is watched at this socket once it takes data again."""
+        number = connection.fileno()
         if number in self._watched:
             self._watch(number, select.EPOLLIN | select.EPOLLOUT)
 

@@ -340,7 +340,11 @@ class IsolatedTask(Task):
         self._kernel("keep_right", label, right)
 
     def kept_rights(self) -> dict[str, Right]:  # noqa: D102
-        return {label: self._kernel("kept_right", label) for label in self._kernel("kept_labels")}
+        found: dict[str, Right] = {}
+        for label in self._kernel("kept_labels"):
+            with contextlib.suppress(NoRightError):  # revoked a moment ago
+                found[label] = self._kernel("kept_right", label)
+        return found
 
     def forget(self, label: str) -> None:  # noqa: D102
         self._kernel("forget", label)
