@@ -94,7 +94,7 @@ class KernelLine:
         """Take over the kernel's end of a connection.
 
         Args:
-            region: the transfer region; owned by the caller, who may use it again.
+            region: the transfer region; the caller may use it again, but for a joined program's.
             end_process: kills the process with the given pid.
         """
         connection.setblocking(False)
@@ -539,6 +539,8 @@ class KernelLine:
         self._suspect = self.kernel.ended(
             self.task, self, reason, orderly=orderly, guilty=self._guilty
         )
+        if self.task.program.placement is Placement.JOINED:
+            self.region.close()  # no later incarnation uses it; a server's stays mapped
 
     def forgive(self) -> None:
         """It was killed from outside: the request that it was serving is not to blame."""

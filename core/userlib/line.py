@@ -122,7 +122,7 @@ class Region:
             self._view.release()
             self.memory.close()
         except BufferError:
-            pass  # a caller still holds a view; the mapping goes with it
+            del self.memory  # somebody still holds a view; the mapping goes with it
 
 
 class Packet:
