@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import os
 import threading
@@ -67,6 +68,11 @@ def descriptors(pid: int) -> list[str]:
         with contextlib.suppress(OSError):
             found.append(os.readlink(entry).partition(":[")[0])
     return sorted(found)
+
+
+def more_than(now: list[str], before: list[str]) -> list[str]:
+    """Return what there is more of now than before."""
+    return sorted((collections.Counter(now) - collections.Counter(before)).elements())
 
 
 def resident_kib(pid: int) -> int:

@@ -21,7 +21,7 @@ from net_server.namespaces import run_inside
 from net_server.network import Network
 from net_server.stack import neighbors
 from tests.net_server import test_hostile_frames as hostile
-from tests.net_server.peer import BROADCAST_LINK, Peer
+from tests.net_server.peer import BROADCAST_LINK, THEIR_LINK, Peer
 from tests.support.live_system import LiveSystem
 
 from .door import Door, opened, resident_kib
@@ -69,7 +69,7 @@ def at_the_stack(run: Run, chance: random.Random) -> None:
         if number % 100 == 0:
             peer.pass_time(chance.choice((0.0, 0.1, 1.0, 70.0)))
             hostile.assert_bounded(peer)
-    assert len(peer.send(Ether(src=hostile.THEIR_LINK, dst=BROADCAST_LINK) / Peer.request())) == 1
+    assert len(peer.send(Ether(src=THEIR_LINK, dst=BROADCAST_LINK) / Peer.request())) == 1
     run.count("frames at the stack", _BURST * 5)
 
 

@@ -20,7 +20,7 @@ from fs_server.interface import Caller, FileSystem
 from net_server.network import Network
 from tests.support.live_system import LiveSystem
 
-from .door import Door, descriptors, opened, resident_kib
+from .door import Door, descriptors, more_than, opened, resident_kib
 from .hostile import Intruder
 from .run import LossError, Run
 
@@ -148,15 +148,14 @@ class _Holdings:
         self.joined = sorted(name for name in tasks if name.startswith("joined"))
         self.rights = {name: tasks[name].rights for name in self.generations}
         self.ports = len(door.ask(door.control.ports()))
-        self.descriptors = len(descriptors(kernel))
+        self.descriptors = descriptors(kernel)
 
     def excess(self, before: _Holdings) -> list[str]:
         """Return what there is more of than before."""
         found = [name for name in self.joined if name not in before.joined]
-        for what in ("ports", "descriptors"):
-            now, then = getattr(self, what), getattr(before, what)
-            if now > then:
-                found.append(f"{now - then} {what}")
+        found += more_than(self.descriptors, before.descriptors)
+        if self.ports > before.ports:
+            found.append(f"{self.ports - before.ports} ports")
         for name, rights in self.rights.items():
             if rights > before.rights[name]:
                 found.append(f"{rights - before.rights[name]} rights of {name}")

@@ -10,7 +10,16 @@ from typing import Final
 from tests.support.live_system import LiveSystem
 
 from .deaths import Probe, Storm
-from .door import SERVERS, Door, belonging, descriptors, opened, resident_kib, using_namespace
+from .door import (
+    SERVERS,
+    Door,
+    belonging,
+    descriptors,
+    more_than,
+    opened,
+    resident_kib,
+    using_namespace,
+)
 from .run import LossError, Run
 from .works import WORKS, Workplace, attempt, check_tree, worker
 
@@ -57,7 +66,9 @@ def _weather(run: Run, system: LiveSystem, door: Door, place: Workplace) -> None
     probe = Probe(run, place.mount)
     workers = [worker(place, name) for name in WORKS]
     run.begin_now()
-    for thread in (place.storm, probe, *workers):
+    place.storm.start()
+    probe.start()
+    for thread in workers:
         thread.start()
     for thread in workers:
         thread.join()
@@ -87,10 +98,7 @@ class _Standing:
 
     def excess(self, before: _Standing) -> list[str]:
         """Return what there is more of than before."""
-        found = list(self.descriptors)
-        for name in before.descriptors:
-            if name in found:
-                found.remove(name)
+        found = more_than(self.descriptors, before.descriptors)
         found += [name for name in self.tasks if name not in before.tasks]
         found += [f"{name} is down" for name in self.down]
         if self.ports > before.ports:

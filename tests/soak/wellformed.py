@@ -16,7 +16,8 @@ EDGES: Final = (
 )  # fmt: skip
 _OCTETS: Final = (
     b"", b".", b"..", b"a", b"b", b"a/b", b"/", b"\0", b"\xff\xfe", b"x" * 255, b"x" * 256,
-    b"x" * 4095, b"x" * 5000, b"user.a", b"trusted.a", b"\n", b"\x0a\x5a\x00\x01", b"\x0a\x5a\x00\x02",
+    b"x" * 4095, b"x" * 5000, b"user.a", b"trusted.a", b"\n", b"\x0a\x5a\x00\x01",
+    b"\x0a\x5a\x00\x02",
     b"\xff\xff\xff\xff", b"\x7f\x00\x00\x01", bytes(4),
 )  # fmt: skip
 _TEXTS: Final = (

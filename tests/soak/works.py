@@ -247,7 +247,9 @@ def ping(place: Workplace, chance: random.Random, turn: int) -> None:
         env=place.system.environment, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     said = done.stdout + done.stderr
-    received = next((int(l.split()[3]) for l in said.splitlines() if "packets transm" in l), -1)
+    received = next(
+        (int(line.split()[3]) for line in said.splitlines() if "packets transm" in line), -1
+    )
     if done.returncode not in (0, 1) or received < 0 or "wrong" in said or "duplicates" in said:
         raise LossError(f"ping -s {size}: status {done.returncode}: {said[-600:]}")
     place.run.count("echoes", received)
@@ -297,7 +299,7 @@ WORKS: Final[dict[str, tuple[Work, ...]]] = {
 
 
 def worker(place: Workplace, name: str) -> threading.Thread:
-    """Return a thread that works until the run is over; each loss is noted, and the work goes on."""
+    """Return a thread that works until the run is over, and goes on after a loss."""
     chance = place.run.random(name)
 
     def work() -> None:
