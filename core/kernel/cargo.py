@@ -33,7 +33,7 @@ from core.errors import (
     WrongRightError,
     from_wire,
 )
-from core.userlib.interface import Descriptor, octets
+from core.userlib.interface import Bulk, Descriptor, octets
 from core.userlib.line import Packet, Region, aligned
 
 from .requests import Reply, Request
@@ -309,9 +309,9 @@ def give_objects(task: KernelTask, rights: list[Any]) -> tuple[KernelRight, ...]
     return give_away(task, names)
 
 
-def read_error(packet: Packet) -> AtollError:
+def read_error(fields: Bulk) -> AtollError:
     """Return the error that a server declined with; a malformed one is the server's fault."""
     try:
-        return from_wire(*_decode_error(packet.fields))
+        return from_wire(*_decode_error(fields))
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         return ServerFaultError(f"an error that cannot be read: {error}")

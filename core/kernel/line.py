@@ -74,6 +74,7 @@ _unpack: Final = HEADER.unpack_from
 _CALL: Final = int(Kind.CALL)
 _SEND: Final = int(Kind.SEND)
 _REPLY: Final = int(Kind.REPLY)
+_ERROR: Final = int(Kind.ERROR)
 _decode_text: Final = msgspec.msgpack.Decoder(str).decode
 
 
@@ -192,6 +193,8 @@ class KernelLine:
             return False
         if kind == _REPLY:
             return self._take_simple_reply(number, size)
+        if kind == _ERROR:
+            return self._take_simple_error(number, size)
         if kind != _CALL:
             return False
         task = self.task
@@ -216,7 +219,7 @@ class KernelLine:
     def _take_simple_reply(self, number: int, size: int) -> bool:
         port = self.task.main_port
         request = port.in_flight.get(number) if port is not None else None
-        if request is None or not request.reply_spec.simple:
+        if request is None or not request.reply_spec.simple_reply:
             return False
         fields = bytes(self._view[HEADER_SIZE:size])
         try:
@@ -224,6 +227,14 @@ class KernelLine:
         except ServerFaultError:
             return False
         self.kernel.replied(request, Reply(plain, fields))
+        return True
+
+    def _take_simple_error(self, number: int, size: int) -> bool:
+        port = self.task.main_port
+        request = port.in_flight.get(number) if port is not None else None
+        if request is None:
+            return False
+        self.kernel.refused(request, read_error(self._view[HEADER_SIZE:size]))
         return True
 
     def _take(self, packet: Packet) -> None:
@@ -235,7 +246,7 @@ class KernelLine:
                 self._reply(packet)
             elif kind == Kind.ERROR:
                 request = self.kernel.in_flight_at(self.task, packet.request)
-                self.kernel.refused(request, read_error(packet))
+                self.kernel.refused(request, read_error(packet.fields))
             else:
                 self._rare(packet)
         except AtollError as error:
@@ -363,7 +374,7 @@ class KernelLine:
         large = size > INLINE_LIMIT or room > INLINE_LIMIT
         if large and not len(self.slots):
             return False
-        entered = enter(self.task, request)
+        entered = enter(self.task, request) if request.spec.rights else []
         if large:
             slot = request.slot = self.slots.take()
             request.on_end = lambda: self._give(slot)
@@ -377,7 +388,8 @@ class KernelLine:
         )  # fmt: skip
         names = [NAME.pack(right.name) for right in entered]
         if self._outbox.send([header, *names, fields, bulk], request.descriptors):
-            keep_copies(self.task, request)
+            if entered:
+                keep_copies(self.task, request)
             return True
         leave(self.task, request, entered)
         if request.on_end is not None:

@@ -211,31 +211,26 @@ class Waiter:
 
     def replied(self, request: Request, reply: Reply) -> None:  # noqa: D102
         spec = request.reply_spec
-        if spec.simple:
+        if spec.simple_reply:
             self.value = reply.plain
-            self.done = True
-            if self.task is not None:
-                self._wake()
+            self._wake()
             return
-        if spec.reply_carried:
-            carried: list[Any] = []
-            if spec.reply_bulk:
-                bulk = reply.bulk
-                carried.append(bytes(bulk) if isinstance(bulk, memoryview) else bulk)
-            carried += reply.rights
-            carried += [Descriptor(number) for number in reply.descriptors]
-            try:
-                for right in reply.rights:
-                    if request.client is not None:
-                        request.client.hold(right)
-            except AtollError as error:
-                reply.descriptors = ()  # the objects in `carried` close them
-                self.refused(request, error)
-                reply.discard()
-                return
-            self.value = spec.join_reply(reply.plain, carried)
-        else:
-            self.value = reply.plain
+        carried: list[Any] = []
+        if spec.reply_bulk:
+            bulk = reply.bulk
+            carried.append(bytes(bulk) if isinstance(bulk, memoryview) else bulk)
+        carried += reply.rights
+        carried += [Descriptor(number) for number in reply.descriptors]
+        try:
+            for right in reply.rights:
+                if request.client is not None:
+                    request.client.hold(right)
+        except AtollError as error:
+            reply.descriptors = ()  # the objects in `carried` close them
+            self.refused(request, error)
+            reply.discard()
+            return
+        self.value = spec.join_reply(reply.plain, carried)
         self._wake()
 
     def refused(self, request: Request, error: AtollError) -> None:  # noqa: D102

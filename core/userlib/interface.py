@@ -116,6 +116,7 @@ class Operation:
         fields: number of plain parameters; the carried ones follow them.
         bulk: the parameters end with octets beside the message.
         rights, descriptors: how many of each the request carries.
+        simple_reply: the reply carries nothing beside its fields.
         simple: neither the request nor the reply carries anything beside its fields.
         room: name of the parameter that bounds the reply's bulk, in bytes; None: no reply bulk
             beyond `core.abi.INLINE_LIMIT`.
@@ -153,6 +154,7 @@ class Operation:
         # tuple[()] is the empty tuple: an operation without plain parameters
         self._request = msgspec.msgpack.Decoder(tuple[tuple(self.field_types)])  # type: ignore[misc]
         self._bind_reply(hints["return"])
+        self.simple_reply = not self.reply_carried
         self.simple = self.fields == len(self.parameters) and not self.reply_carried
         if self.room is not None:
             self.room_index = [p.name for p in self.parameters].index(self.room)

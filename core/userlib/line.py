@@ -46,6 +46,7 @@ DO_NOT_WAIT: Final = int(socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
 # Plain ints all: on the hot path an enum's operators would cost more than the system call.
 _CALL: Final = int(Kind.CALL)
 _REPLY: Final = int(Kind.REPLY)
+_ERROR: Final = int(Kind.ERROR)
 
 
 class ClosedError(Exception):
@@ -280,6 +281,11 @@ class Line:
     def reply_simple(self, number: int, fields: bytes) -> None:
         """Send a reply that is nothing but fields. Raises as `send` does."""
         header = _pack(_REPLY, 0, 0, 0, number, 0, len(fields), 0, NO_SLOT, 0, 0, 0, 0)
+        self._send_simple(header, fields)
+
+    def refuse_simple(self, number: int, fields: bytes) -> None:
+        """Send the error that a request is declined with. Raises as `send` does."""
+        header = _pack(_ERROR, 0, 0, 0, number, 0, len(fields), 0, NO_SLOT, 0, 0, 0, 0)
         self._send_simple(header, fields)
 
     def _send_simple(self, header: bytes, fields: bytes) -> None:

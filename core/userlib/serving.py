@@ -93,7 +93,7 @@ class Dispatcher:
             self._discard(spec, result)
             return
         if not spec.reply_carried:
-            self._line.send(Kind.REPLY, request=packet.request, fields=encode(result))
+            self._line.reply_simple(packet.request, encode(result))
             return
         plain, carried = spec.split_reply(result)
         bulk: Any = b""
@@ -139,7 +139,7 @@ class Dispatcher:
             with contextlib.suppress(NoRightError):
                 self._task.drop(TaskRight(name))
         if packet.kind == Kind.CALL:
-            self._line.send(Kind.ERROR, request=packet.request, fields=encode(to_wire(error)))
+            self._line.refuse_simple(packet.request, encode(to_wire(error)))
 
     def handle(self, packet: Packet) -> None:
         """Serve one request whose operation does not wait, or one notification."""
