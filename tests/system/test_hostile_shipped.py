@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 import pytest
@@ -97,9 +98,13 @@ def test_results_that_nobody_waits_for_stay_with_nobody(system: LiveSystem, door
         name = task.name
         complete(task.connect(Control, "control").status())  # the kernel has read all of it
     gone(door, name)
-    reading, writing = door.ask(door.connect(Pipes, "pipe").create())
-    door.task.drop(reading)
-    door.task.drop(writing)
+    pipes = door.connect(Pipes, "pipe")
+    ends = None
+    while ends is None:  # the server learns one after the other that nobody has their ends
+        with contextlib.suppress(Refused):
+            ends = door.ask(pipes.create())
+    for end in ends:
+        door.task.drop(end)
     while door.tasks()["pipe"].rights > before:
         pass
 
@@ -132,3 +137,31 @@ def test_only_the_kernel_tells_of_deaths(system: LiveSystem, door: Door) -> None
     while (task := door.tasks()["names"]).generation == generation or task.state != "running":
         pass
     door.task.drop(right)
+
+
+def test_a_right_that_died_does_not_keep_its_keeper_down(system: LiveSystem, door: Door) -> None:
+    with opened(system) as other:
+        kernel = other.task.kernel
+        port = TaskRight(other.ask(kernel.create_port("short-lived")))
+        right = other.ask(kernel.mint(port.name, 5, 1))
+        other.ask(other.connect(Names, "names").register("short-lived", right))
+        other.ask(kernel.drop(port.name))
+        generation = door.tasks()["names"].generation
+        door.ask(door.control.kill("names"))
+        while (task := door.tasks()["names"]).generation == generation or task.state != "running":
+            pass
+        assert task.generation == generation + 1
+        assert door.ask(door.connect(Names, "names").entries()) == []
+
+
+def test_last_words_that_are_no_text_cost_only_their_speaker(
+    system: LiveSystem, door: Door
+) -> None:
+    with join(system.run.control_path) as task:
+        fields = b"\xa3\xee\xff\xfe"
+        header = HEADER.pack(Kind.FAULT, 0, 0, 0, 1, 0, len(fields), 0, NO_SLOT, 0, 0, 0, 0)
+        task.line.socket.send(header + fields)
+        complete(task.connect(Control, "control").status())
+        name = task.name
+    gone(door, name)
+    assert "kernel: a packet" not in system.run.log_path.read_text()
