@@ -42,6 +42,8 @@ RIGHTS_LIMIT: Final = 16
 """Rights, and likewise descriptors, in one message."""
 QUEUE_LIMIT: Final = 1024
 """Messages that wait at, or are being served behind, one port."""
+CLIENT_LIMIT: Final = QUEUE_LIMIT // 4
+"""Messages of one client among them: one that floods a port leaves room for the others."""
 KERNEL_SLOTS: Final = QUEUE_LIMIT
 """Slots in the kernel's part of a transfer region, which comes first."""
 TASK_SLOTS: Final = 64

@@ -42,6 +42,8 @@ from .control_server import ControlServer
 from .mount_point import MountError
 from .settings import Settings
 
+LOG_LIMIT: Final = 16 << 20
+"""Octets of the log file, after which it begins again with the lines in memory."""
 LOG_LINES: Final = 2000
 """Lines of the log that are remembered in memory."""
 _NETWORK: Final = ("tap", "net", "echo")
@@ -113,6 +115,10 @@ class Composition:
         line = f"{time.strftime('%H:%M:%S')} {text}"
         self.lines.append(line)
         with contextlib.suppress(OSError):
+            if self._log_file.tell() > LOG_LIMIT:
+                self._log_file.seek(0)
+                self._log_file.truncate()
+                self._log_file.write("".join(f"{kept}\n" for kept in list(self.lines)[:-1]))
             self._log_file.write(line + "\n")
 
     def fail(self, reason: str) -> None:

@@ -256,7 +256,7 @@ class Kernel:
             QueueFullError: the port is full; the request is not taken.
         """
         port = request.port
-        port.check_room()
+        port.check_room(request.client)
         for right in request.rights:
             check_receiver(port.task, right)
         request.id = self.next_id()
@@ -371,7 +371,7 @@ class Kernel:
             return
         right.check(spec.index)
         check_forward(request, spec)
-        right.port.check_room()
+        right.port.check_room(request.client)
         request.port.in_flight.pop(request.id, None)
         freed, left = request.slot != NO_SLOT, request.port
         self._finish(request)

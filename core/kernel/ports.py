@@ -17,10 +17,11 @@ Invariants:
 from __future__ import annotations
 
 import collections
+import itertools
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
-from core.abi import ALL_OPERATIONS, QUEUE_LIMIT, Right, RightKind
+from core.abi import ALL_OPERATIONS, CLIENT_LIMIT, QUEUE_LIMIT, Right, RightKind
 from core.errors import DeadPortError, NoRightError, QueueFullError, WrongRightError
 from core.userlib.interface import Interface, Operation
 from core.userlib.server import NoOperations
@@ -94,10 +95,17 @@ class Port:
         self.told: dict[int, int] = {}
         self.handled = 0
 
-    def check_room(self) -> None:
-        """QueueFullError when the port may take no further message."""
-        if len(self.queue) + len(self.in_flight) >= QUEUE_LIMIT:
+    def check_room(self, client: KernelTask | None) -> None:
+        """QueueFullError when the port may take no further message, or none of this client."""
+        held = len(self.queue) + len(self.in_flight)
+        if held < CLIENT_LIMIT:
+            return
+        if held >= QUEUE_LIMIT:
             raise QueueFullError(f"port {self.label} holds {QUEUE_LIMIT} messages")
+        # Counted only when a port is crowded, so that a message costs nothing otherwise.
+        waiting = itertools.chain(self.queue, self.in_flight.values())
+        if sum(request.client is client for request in waiting) >= CLIENT_LIMIT:
+            raise QueueFullError(f"port {self.label} holds {CLIENT_LIMIT} messages of one client")
 
     def tell_again(self, limit: int) -> None:
         """Have the next incarnation told what this one was told of and did not live to deal with.

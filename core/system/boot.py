@@ -275,7 +275,7 @@ class System:
         spec = Supervision.named("died")
         arguments = (task.name, task.id.generation - 1, reason[-4000:], orderly)
         try:
-            supervisor.names[1].port.check_room()
+            supervisor.names[1].port.check_room(self.client().place)
             right = supervisor.names[1].derive()
         except QueueFullError:
             self.rim.timers.arm(0.1, lambda: self._announce_again(task, reason))

@@ -10,6 +10,7 @@ from typing import Any
 import trio
 
 from core.kernel.colocated import ColocatedTask
+from core.kernel.ports import Port
 from core.kernel.tasks import State
 from core.system.boot import Prepared, System
 from core.system.description import parse_description
@@ -121,6 +122,12 @@ class Small:
     def generation(self, server: str) -> int:
         """Return how many incarnations a server had before this one."""
         return self.system.task(server).id.generation
+
+    def port(self, server: str) -> Port:
+        """Return a server's own port."""
+        port = self.system.task(server).main_port
+        assert port is not None
+        return port
 
     def senders(self, server: str) -> dict[int, int]:
         """Return how many send rights there are by badge."""

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import trio
 
-from core.abi import QUEUE_LIMIT
+from core.abi import CLIENT_LIMIT, QUEUE_LIMIT
 from core.errors import (
     BadMessageError,
     MessageTooLargeError,
@@ -21,7 +21,7 @@ from core.errors import (
     WrongRightError,
 )
 from core.userlib.interface import Descriptor
-from tests.support.servers import Point, Probe
+from tests.support.servers import Point, Probe, Slow
 from tests.support.small_system import Small
 
 SIZES = (0, 1, 4096, 4097, 65_536, 1024 * 1024)
@@ -201,30 +201,42 @@ async def test_notifications_coalesce_and_arrive(small: Small) -> None:
     )
 
 
-async def test_full_port_refuses_the_next_message(small: Small) -> None:
-    taken = 0
+async def test_one_client_cannot_fill_a_port(small: Small) -> None:
     refused: list[QueueFullError] = []
 
     async def one() -> None:
-        nonlocal taken
         try:
             await small.slow.wait(1)
-            taken += 1
         except QueueFullError as error:
             refused.append(error)
 
     async with trio.open_nursery() as nursery:
-        for _ in range(QUEUE_LIMIT + 1):
+        for _ in range(CLIENT_LIMIT + 1):
             nursery.start_soon(one)
         await small.until(lambda: len(refused) == 1)
-        await small.journaled("waits 1", QUEUE_LIMIT)
-        port = small.system.task("slow").main_port
-        assert port is not None
-        with pytest.raises(QueueFullError):
-            await small.slow.wait(1)
+        await small.journaled("waits 1", CLIENT_LIMIT)
+        other: Slow = small.system.connect(Slow, "slow", "other")
+        assert await other.release(2) == 0
         nursery.cancel_scope.cancel()
     assert refused[0].retry
-    await small.until(lambda: not port.in_flight)
+    await small.until(lambda: not small.port("slow").in_flight)
+
+
+async def test_full_port_refuses_the_next_message(small: Small) -> None:
+    clients = [
+        small.system.connect(Slow, "slow", f"client {number}")
+        for number in range(QUEUE_LIMIT // CLIENT_LIMIT)
+    ]
+    async with trio.open_nursery() as nursery:
+        for client in clients:
+            for _ in range(CLIENT_LIMIT):
+                nursery.start_soon(client.wait, 1)
+        await small.journaled("waits 1", QUEUE_LIMIT)
+        with pytest.raises(QueueFullError) as refused:
+            await small.slow.wait(1)
+        assert refused.value.retry
+        nursery.cancel_scope.cancel()
+    await small.until(lambda: not small.port("slow").in_flight)
     assert await small.slow.release(1) == 0
 
 
