@@ -31,10 +31,13 @@ class MountUnderTest:
         return await trio.to_thread.run_sync(partial(function, *arguments))
 
     async def shell(self, script: str) -> str:
-        """Run a shell script in the mount; it must succeed. Returns what it wrote."""
+        """Run a shell script in the mount; it must succeed. Returns what it wrote.
+
+        The shell itself goes there: with `cwd=` the new process would, while this one, which
+        serves the mount, is suspended by vfork until it has.
+        """
         done = await trio.run_process(
-            ["bash", "-euo", "pipefail", "-c", script],
-            cwd=self.path,
+            ["bash", "-euo", "pipefail", "-c", f'cd "$0"; {script}', str(self.path)],
             capture_stdout=True,
             stderr=subprocess.STDOUT,
             check=False,
