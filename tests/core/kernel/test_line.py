@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from core.abi import INLINE_LIMIT, NO_SLOT, Kind
+from core.abi import CLIENT_LIMIT, INLINE_LIMIT, NO_SLOT, Kind
 from core.errors import AtollError, ServerFaultError
 from core.kernel.kernel import Kernel
 from core.kernel.line import KernelLine
@@ -107,12 +107,12 @@ def test_replies_sent_before_a_death_are_taken_though_requests_were_unread(bench
 
 
 def test_a_request_waits_while_the_socket_is_full_and_follows_in_order(bench: Bench) -> None:
-    requests = [bench.call("echo", number, "x" * 2000) for number in range(500)]
+    requests = [bench.call("echo", number, "x" * 8000) for number in range(CLIENT_LIMIT)]
     port = bench.task.main_port
     assert port is not None
     assert len(port.queue) > 100
     seen: list[int] = []
-    while len(seen) < 500:
+    while len(seen) < CLIENT_LIMIT:
         seen.append(bench.server.receive().request)
         bench.line.writable()
     assert seen == [request.id for request in requests]
