@@ -89,6 +89,16 @@ install_missing() {
     fi
 }
 
+# A Debian that was never booted (debootstrap, some containers) lacks the link that systemd makes at
+# boot, and fusermount3 cannot unmount for an ordinary user without it. It is made when root runs
+# this; for anybody else `atoll` names it and the remedy.
+make_mtab() {
+    if [ "$(id -u)" = 0 ] && [ ! -e /etc/mtab ] && [ ! -L /etc/mtab ] && [ -e /proc/self/mounts ]; then
+        ln -s ../proc/self/mounts /etc/mtab && say "made /etc/mtab, which fusermount3 reads"
+    fi
+    return 0
+}
+
 # --- the Python environment ---------------------------------------------------------------------
 
 # The stamp changes with what the project requires (settings of tools do not count), this script, the
@@ -133,4 +143,5 @@ case $level in
 esac
 python=$(choose_python)
 install_missing
+make_mtab
 ready || make_environment
