@@ -15,7 +15,6 @@ import contextlib
 import itertools
 import os
 import secrets
-import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -28,19 +27,10 @@ from core.errors import AtollError, QueueFullError, TaskError
 from core.kernel.calls import FULL_MASK, JOINED_MASK, ORDINARY_MASK, named_task
 from core.kernel.colocated import Colocated, ColocatedTask
 from core.kernel.kernel import Kernel
-from core.kernel.line import PROCESS_ENDED, KernelLine
+from core.kernel.line import KernelLine
 from core.kernel.rim import Rim
 from core.kernel.tasks import KernelTask, Placement, Program, State
-from core.kernel.zygote import (
-    AtEnd,
-    Exited,
-    Kill,
-    Report,
-    Spawn,
-    Spawned,
-    ZygoteLine,
-    start_zygote,
-)
+from core.kernel.zygote import start_zygote
 from core.userlib.interface import Interface, encode
 from core.userlib.isolated import Birth
 from core.userlib.kernel_calls import Supervision
@@ -50,6 +40,7 @@ from core.userlib.task import Task
 
 from .description import Grant, ServerDescription, SystemDescription
 from .supervisor import Policy
+from .zygotes import Zygote, Zygotes
 
 START_TIMEOUT_S: Final = 20.0
 START_TRIES: Final = 3
@@ -89,13 +80,16 @@ class System:
         self.rim = Rim()
         self.kernel = Kernel(secrets.randbits(63), log, self.rim.timers)
         self.rim.kernel = self.kernel
-        self._zygote = ZygoteLine(prepared.zygote_socket)
-        self._zygote.on_report = self._hear
-        self._zygote.on_end = self._zygote_ended
-        self._tokens = itertools.count(1).__next__
+        self.zygotes = Zygotes(
+            Zygote(
+                prepared.zygote_pid,
+                prepared.zygote_socket,
+                self.rim,
+                self._wake,
+                self._first_zygote_ended,
+            )
+        )
         self._joined = itertools.count(1).__next__
-        self._starting: dict[int, KernelLine] = {}
-        self._by_pid: dict[int, KernelLine] = {}
         self._regions: dict[str, tuple[int, Region]] = {}
         self._makers: dict[str, Callable[[Task], Server]] = {}
         self._nursery: trio.Nursery | None = None
@@ -192,17 +186,17 @@ class System:
             descriptor = new_region()
             self._regions[task.name] = (descriptor, Region(descriptor))
         descriptor, region = self._regions[task.name]
-        token = self._tokens()
         server = self.description.servers[task.name]
-        spawn = Spawn(token, self._birth(task), server.user_namespace)
+        zygote = self.zygotes.of(task.name)
         with theirs:
             try:
-                self._zygote.order(spawn, (theirs.fileno(), descriptor))
-            except OSError as error:
+                ends = (theirs.fileno(), descriptor)
+                token = zygote.spawn(self._birth(task), server.user_namespace, ends)
+            except TaskError:
                 ours.close()
-                raise TaskError(f"the zygote takes no orders: {error.strerror}") from None
-        line = KernelLine(self.kernel, task, ours, region, self.rim, self._end_process)
-        task.engine = self._starting[token] = line
+                raise
+        task.engine = line = KernelLine(self.kernel, task, ours, region, self.rim, zygote.kill)
+        zygote.expect(token, line)
 
     def _birth(self, task: KernelTask) -> Birth:
         program = task.program
@@ -215,35 +209,7 @@ class System:
             task.grants,
         )
 
-    def _end_process(self, pid: int) -> None:
-        with contextlib.suppress(OSError):
-            self._zygote.order(Kill(pid))
-
-    def _hear(self, report: Report) -> None:
-        if isinstance(report, Spawned):
-            line = self._starting.pop(report.token)
-            if not report.pid:
-                line.close("the host has no room for another process")
-                return
-            line.pid = report.pid
-            self._by_pid[report.pid] = line
-            if line.closed:
-                self._end_process(report.pid)
-        elif isinstance(report, Exited):
-            line = self._by_pid.pop(report.pid)
-            if not line.closed:
-                while line.readable():
-                    pass
-                line.close(_how(report.status))
-            if report.status == -signal.SIGKILL:
-                line.forgive()
-            words = line.task.last_words
-            if words and words[-1] == PROCESS_ENDED:
-                words[-1] = _how(report.status)
-        self._wake()
-
-    def _zygote_ended(self) -> None:
-        self.rim.remove(self._zygote)
+    def _first_zygote_ended(self, _: Zygote) -> None:
         self._fail("the zygote ended, so no server can be started any more")
         for task in self.kernel.tasks:
             if task.program.placement is Placement.PROCESS and task.state is not State.RETIRED:
@@ -357,7 +323,7 @@ class System:
 
     def at_end(self, commands: list[list[str]], remove: list[str]) -> None:
         """Have the zygote undo things when this process is gone, however it ends."""
-        self._zygote.order(AtEnd(commands, remove))
+        self.zygotes.first.at_end(commands, remove)
 
     def _wake(self) -> None:
         changed, self._changed = self._changed, trio.Event()
@@ -396,7 +362,7 @@ class System:
     async def run(self, nursery: trio.Nursery) -> None:
         """Start the rim and every server, and return when all serve."""
         self._nursery = nursery
-        self.rim.add(self._zygote)
+        self.zygotes.first.watch()
         nursery.start_soon(self.rim.run)
         order = self.description.start_order()
         try:
@@ -440,22 +406,13 @@ class System:
 
     def close(self) -> None:
         """Let the zygote go, which ends what is left, and wait for it."""
-        self._zygote.socket.close()
+        self.zygotes.first.close()
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self.zygote_pid, 0)
         for descriptor, region in self._regions.values():
             region.close()
             os.close(descriptor)
         self.rim.close()
-
-
-def _how(status: int) -> str:
-    if status < 0:
-        try:
-            return f"it was ended by {signal.Signals(-status).name}"
-        except ValueError:  # a real-time signal has no name
-            return f"it was ended by signal {-status}"
-    return "it ended" if status == 0 else f"it exited with status {status}"
 
 
 def _last_line(text: str) -> str:
