@@ -30,6 +30,7 @@ import msgspec
 from core.userlib.isolated import Birth
 from core.userlib.line import ANCILLARY_SIZE, descriptors_in
 from core.userlib.serving import run_task
+from core.userlib.stub import derive_all
 
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NAME: Final = 15
@@ -169,6 +170,7 @@ class _Zygote:
         for module in programs:
             with contextlib.suppress(ImportError):  # reported when the task is spawned
                 importlib.import_module(module)
+        derive_all()
         # What is loaded now stays for ever: a child's collector need not look at it, which would
         # copy every page that it stands on.
         gc.collect()

@@ -163,6 +163,19 @@ def _derive(interface: type[Interface]) -> type[Interface]:
     return types.new_class(f"{interface.__name__}Client", (interface,), {"stub": True}, fill)
 
 
+def derive_all() -> None:
+    """Derive the stubs of every interface that is loaded, so that nobody waits for it later.
+
+    A stub costs milliseconds. The process that all tasks are forked from pays them once.
+    """
+    found: list[type[Interface]] = Interface.__subclasses__()
+    while found:
+        interface = found.pop()
+        if "OPERATIONS" in vars(interface):  # which a stub only inherits
+            found += interface.__subclasses__()
+            _derive(interface)
+
+
 def stub_class(interface: type[InterfaceT]) -> Callable[[Any, Any], InterfaceT]:
     """Return the class of `interface`'s client stubs: `(task, right) -> stub`."""
     return typing.cast("Callable[[Any, Any], InterfaceT]", _derive(interface))  # type: ignore[arg-type]  # a class is hashable
