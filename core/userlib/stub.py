@@ -173,7 +173,7 @@ def derive_all() -> None:
         interface = found.pop()
         if "OPERATIONS" in vars(interface):  # which a stub only inherits
             found += interface.__subclasses__()
-            _derive(interface)
+            stub_class(interface)
 
 
 def stub_class(interface: type[InterfaceT]) -> Callable[[Any, Any], InterfaceT]:
