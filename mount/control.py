@@ -11,7 +11,7 @@ import msgspec
 
 from core.abi import Right
 from core.userlib.interface import Descriptor, Interface, operation
-from core.userlib.kernel_calls import PortInfo, TaskInfo
+from core.userlib.kernel_calls import Outage, PortInfo, TaskInfo
 
 
 class Status(msgspec.Struct, frozen=True):
@@ -58,6 +58,10 @@ class Control(Interface):
     @operation(idempotent=True)
     async def last_words(self, server: str) -> list[str]:
         """Return why the server's incarnations ended, oldest first."""
+
+    @operation(idempotent=True)
+    async def outages(self, server: str, generation: int) -> list[Outage]:
+        """Return when the server was away since the end of that generation, oldest first."""
 
     @operation(idempotent=True)
     async def log(self, lines: int) -> list[str]:

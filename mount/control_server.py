@@ -16,7 +16,7 @@ from core.kernel.calls import port_infos, task_infos
 from core.kernel.tasks import KernelTask, State
 from core.system.boot import System
 from core.userlib.interface import Descriptor
-from core.userlib.kernel_calls import PortInfo, TaskInfo
+from core.userlib.kernel_calls import Outage, PortInfo, TaskInfo
 from core.userlib.server import Server
 from core.userlib.task import Task
 
@@ -95,6 +95,10 @@ class ControlServer(Server):
     def last_words(self, server: str) -> list[str]:
         """Say why a server's incarnations ended."""
         return self._server(server).last_words
+
+    def outages(self, server: str, generation: int) -> list[Outage]:
+        """Say when a server was away."""
+        return self._server(server).outages.since(generation)
 
     def log(self, lines: int) -> list[str]:
         """Return the log's last lines."""

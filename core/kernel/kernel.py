@@ -117,6 +117,7 @@ class Kernel:
         if task.state is State.STARTING:
             task.state = State.RUNNING
             task.has_served = True
+            task.outages.served()
             self.on_ready(task)
             self.flush(task)
 
@@ -173,6 +174,7 @@ class Kernel:
         task.engine = None
         task.state = State.DOWN
         task.remember_end(reason)
+        task.outages.ended(task.id.generation, reason)
         self._abort_calls_of(task)
         self._drop_names_of(task)
         for port in list(task.ports):

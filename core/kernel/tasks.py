@@ -25,6 +25,8 @@ import msgspec
 from core.abi import NAMES_LIMIT, RightKind, TaskId
 from core.errors import LimitError, NoRightError
 
+from .outages import Outages
+
 if TYPE_CHECKING:
     from .ports import KernelRight, Port
     from .requests import Request, Waiter
@@ -113,6 +115,7 @@ class KernelTask:
         self.kept_rights: dict[str, KernelRight] = {}
         self.kernel_mask = 0
         self.last_words: list[str] = []
+        self.outages = Outages()
         self.has_served = False
         self._next_name = FIRST_FREE_NAME
 

@@ -118,6 +118,7 @@ class Zygote:
         words = line.task.last_words
         if words and words[-1] == PROCESS_ENDED:
             words[-1] = how(report.status)
+            line.task.outages.explain(words[-1])
 
     def _ended(self) -> None:
         self._rim.remove(self._line)

@@ -58,6 +58,22 @@ class TaskInfo(msgspec.Struct, frozen=True, array_like=True):
     last_end: str
 
 
+class Outage(msgspec.Struct, array_like=True):
+    """A time for which a task was away, on the host's monotonic clock, in seconds.
+
+    Attributes:
+        generation: the incarnation that ended.
+        reason: why, in one line.
+        ended_s: when the kernel learned of it.
+        ready_s: when a later incarnation served; 0: none does yet.
+    """
+
+    generation: int
+    reason: str
+    ended_s: float
+    ready_s: float
+
+
 class KernelCalls(Interface):
     """What a task may ask of the kernel beyond sending messages."""
 

@@ -1,6 +1,6 @@
 """`make bench`: every benchmark, pinned to one CPU and unpinned, beside peers of the same run.
 
-    python -m tests.bench [ipc] [fuse] [ping]
+    python -m tests.bench [ipc] [fuse] [ping] [pauses]
 
 Nothing here passes or fails. Absolute times are a matter of the machine and its mood, ratios within
 one table are not.
@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable
 from typing import Final
 
-from . import fuse
+from . import fuse, pauses
 
 FUSE_PEERS: Final[fuse.Peers] = {
     "bare, stock": fuse.python("tests.bench.bare_fuse"),
@@ -23,6 +23,7 @@ FUSE_PEERS: Final[fuse.Peers] = {
     "isolated": fuse.python("tests.support.system_mount", "process"),
 }
 FUSE_ROUNDS: Final = 3
+PINNED_KILLS: Final = 50
 IPC_PEERS: Final = ("bare SEQPACKET pair", "trio memory channel", "multiprocessing.Pipe")
 
 
@@ -73,10 +74,20 @@ def show_ping(*, pinned: bool) -> None:
         print(f"  {name:24} {median:8.1f} us {median / bare:6.2f} x")
 
 
+def show_pauses(*, pinned: bool) -> None:
+    """What a client sees of a SIGKILL, beside the least that can come back from one."""
+    _title("pauses", pinned=pinned)
+    kills = PINNED_KILLS if pinned else pauses.KILLS
+    pin = ["taskset", "-c", str(min(os.sched_getaffinity(0)))] if pinned else []
+    command = [*pin, sys.executable, "-m", "tests.bench.pauses", str(kills)]
+    subprocess.run(command, check=True)
+
+
 TABLES: Final[dict[str, Callable[..., None]]] = {
     "ipc": show_ipc,
     "fuse": show_fuse,
     "ping": show_ping,
+    "pauses": show_pauses,
 }
 
 

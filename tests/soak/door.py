@@ -1,64 +1,32 @@
-"""The way into a running system for what is not a command: joining it over its control socket."""
+"""What the soak programs know of a running system: its servers, and what it holds on the host."""
 
 from __future__ import annotations
 
 import collections
 import contextlib
 import os
-import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final
 
-from core.abi import Right
-from core.userlib.interface import Interface
-from core.userlib.isolated import IsolatedTask
-from core.userlib.joined import join
-from core.userlib.kernel_calls import TaskInfo
-from core.userlib.task import complete
-from mount.control import Control
+from mount.chaos.door import Door
+from mount.chaos.door import opened as opened_at
 from tests.support.live_system import LiveSystem
 
 SERVERS: Final = ("names", "supervisor", "disk", "fs", "pipe", "tap", "net", "echo")
-T = TypeVar("T")
-InterfaceT = TypeVar("InterfaceT", bound=Interface)
 
 
-class Door:
-    """A joined program. Calls wait in place; one thread at a time makes one."""
-
-    def __init__(self, task: IsolatedTask) -> None:
-        self.task = task
-        self.control = task.connect(Control, "control")
-        self._lock = threading.Lock()
-
-    def ask(self, call: Coroutine[Any, Any, T]) -> T:
-        """Make a call and return its answer."""
-        with self._lock:
-            return complete(call)
-
-    def connect(self, interface: type[InterfaceT], right: str | Right) -> InterfaceT:
-        """Return a stub."""
-        return self.task.connect(interface, right)
-
-    def tasks(self) -> dict[str, TaskInfo]:
-        """Return all tasks by name."""
-        return {task.name: task for task in self.ask(self.control.tasks())}
-
-    def servers(self) -> dict[str, TaskInfo]:
-        """Return the servers of the description."""
-        return {name: task for name, task in self.tasks().items() if name in SERVERS}
-
-    def namespace(self) -> int:
-        """Return a descriptor of the system's network namespace, which the caller closes."""
-        return self.ask(self.control.network_namespace()).take()
+__all__ = [
+    "SERVERS", "Door", "belonging", "descriptors", "more_than", "opened", "resident_kib",
+    "using_namespace",
+]  # fmt: skip
 
 
 @contextlib.contextmanager
 def opened(system: LiveSystem) -> Iterator[Door]:
     """Join a system for a while."""
-    with join(system.run.control_path) as task:
-        yield Door(task)
+    with opened_at(system.run.control_path) as door:
+        yield door
 
 
 def descriptors(pid: int) -> list[str]:
