@@ -29,17 +29,33 @@ def say_json(value: Any) -> None:
 def table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Write a table: drawn for a terminal, plain columns for anything else."""
     cells = [[str(cell) for cell in row] for row in rows]
-    numeric = [all(row[i].isdecimal() for row in cells) for i in range(len(heads))]
     if sys.stdout.isatty():
-        _draw(heads, cells, numeric)
+        _draw(heads, cells, _numeric(cells, len(heads)))
         return
+    for line in columns(heads, cells):
+        say(line)
+
+
+def columns(heads: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a plain table, numbers to the right."""
     widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
+    numeric = _numeric(cells, len(heads))
+    lines = []
     for row in [[head.upper() for head in heads], *cells]:
         parts = [
             cell.rjust(width) if right else cell.ljust(width)
             for cell, width, right in zip(row, widths, numeric, strict=True)
         ]
-        say("  ".join(parts).rstrip())
+        lines.append("  ".join(parts).rstrip())
+    return lines
+
+
+def _numeric(cells: Sequence[Sequence[str]], count: int) -> list[bool]:
+    """Tell which columns hold nothing but numbers, and perhaps gaps: empty cells, or "-"."""
+    return [
+        all(row[i] in {"", "-"} or row[i].replace(".", "", 1).isdecimal() for row in cells)
+        for i in range(count)
+    ]
 
 
 def _draw(heads: Sequence[str], cells: list[list[str]], numeric: list[bool]) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import ctypes
 import errno
-import fcntl
 import os
 from typing import Final
 
@@ -14,9 +12,6 @@ from mount.run_directory import find_system
 
 from .parser import Commands
 
-_CLONE_NEWUSER: Final = 0x1000_0000
-_CLONE_NEWNET: Final = 0x4000_0000
-_NS_GET_USERNS: Final = 0xB701
 NOT_EXECUTABLE: Final = 126
 NOT_FOUND: Final = 127
 """Exit statuses of a shell for a program that could not be started."""
@@ -52,6 +47,7 @@ def register(commands: Commands) -> None:
 def execute(arguments: argparse.Namespace) -> int:
     """Run `atoll exec`."""
     from core.errors import Refused
+    from mount.network_entry import enter
 
     from .connection import ask, control
 
@@ -72,39 +68,12 @@ def execute(arguments: argparse.Namespace) -> int:
             remedy = "see: atoll why tap"
             raise ObstacleError(f"system {arguments.name}", error.detail, remedy) from None
     if namespace is not None:
-        _enter(namespace.fileno())
+        enter(namespace.fileno())
     try:
         os.execvp(program[0], program)  # noqa: S606 - the user's program, as it was given
     except OSError as error:
         status = NOT_FOUND if error.errno == errno.ENOENT else NOT_EXECUTABLE
         raise ObstacleError(program[0], error.strerror or "", "", status) from None
-
-
-def _enter(namespace: int) -> None:
-    """Enter a network namespace, and before it the user namespace that owns it if that is another.
-
-    Raises:
-        ObstacleError: the host does not allow it.
-    """
-    libc = ctypes.CDLL(None, use_errno=True)
-    try:
-        owner = fcntl.ioctl(namespace, _NS_GET_USERNS)
-        if os.fstat(owner).st_ino != os.stat("/proc/self/ns/user").st_ino:  # noqa: PTH116
-            _set(libc, owner, _CLONE_NEWUSER)
-        os.close(owner)
-    except PermissionError:
-        pass  # the owner is an ancestor's: nothing that could be entered
-    try:
-        _set(libc, namespace, _CLONE_NEWNET)
-    except OSError as error:
-        remedy = "run it as the user who started the system, or as root"
-        raise ObstacleError("the network namespace", error.strerror or "", remedy) from None
-
-
-def _set(libc: ctypes.CDLL, namespace: int, kind: int) -> None:
-    if libc.setns(namespace, kind) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
 
 
 def run(arguments: argparse.Namespace) -> int:
