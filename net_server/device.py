@@ -11,12 +11,15 @@ import errno
 import os
 from typing import Final
 
+import trio
+
 from .capture import INBOUND, OUTBOUND, Captures
 from .stack.stack import Stack
 from .wire import vnet
 
 DRAIN_LIMIT: Final = 64
 """Frames handled before others get their turn."""
+_NONE: Final = -1
 _BUFFER_SIZE: Final = 70_000
 """More than the largest frame: 64 KiB of packet, Ethernet and virtio headers."""
 
@@ -26,29 +29,46 @@ class DeviceGoneError(Exception):
 
 
 class Device:
-    """The descriptor of a TAP device, owned, with the stack it feeds."""
+    """The descriptor of a TAP device, owned, with the stack it feeds; at first it has none.
 
-    def __init__(self, descriptor: int, stack: Stack, captures: Captures) -> None:
-        os.set_blocking(descriptor, False)
-        self.descriptor = descriptor
+    Without a descriptor the link is down: there is nothing to read, and what is sent is dropped.
+    """
+
+    def __init__(self, stack: Stack, captures: Captures) -> None:
+        self.descriptor = _NONE
         self._stack = stack
         self._captures = captures
         self._buffer = bytearray(_BUFFER_SIZE)
         self._view = memoryview(self._buffer)
         self._offset = vnet.SIZE if stack.configuration.device_header else 0
 
-    def close(self) -> None:
-        """Close the descriptor."""
-        os.close(self.descriptor)
+    @property
+    def is_up(self) -> bool:
+        """Whether there is a descriptor."""
+        return self.descriptor != _NONE
+
+    def release(self) -> None:
+        """Close the descriptor, if there is one; who waits for it gets ClosedResourceError."""
+        if self.is_up:
+            descriptor, self.descriptor = self.descriptor, _NONE
+            trio.lowlevel.notify_closing(descriptor)
+            os.close(descriptor)
 
     def replace(self, descriptor: int) -> None:
         """Go on with another descriptor, owned, of a device of the same kind."""
         os.set_blocking(descriptor, False)
-        os.close(self.descriptor)
+        self.release()
         self.descriptor = descriptor
+
+    def announce(self) -> None:
+        """Tell the link that we are on it."""
+        self._stack.neighbors.announce()
+        self.flush(trio.current_time())
 
     def drain(self, now: float) -> int:
         """Read and handle frames until there are none, or `DRAIN_LIMIT`; return how many.
+
+        A link that is down has none.
 
         Raises:
             DeviceGoneError: the device was removed.
@@ -56,9 +76,12 @@ class Device:
         buffer, view, offset = self._buffer, self._view, self._offset
         stack, captures = self._stack, self._captures
         receive_frame, frames = stack.receive_frame, stack.egress.frames
+        descriptor = self.descriptor
+        if descriptor == _NONE:
+            return 0
         for count in range(DRAIN_LIMIT):
             try:
-                size = os.readv(self.descriptor, (buffer,))
+                size = os.readv(descriptor, (buffer,))
             except BlockingIOError:
                 return count
             except OSError as error:
@@ -81,6 +104,9 @@ class Device:
         """Write the frames that the stack wants sent."""
         frames = self._stack.egress.frames
         captures = self._captures
+        if self.descriptor == _NONE:
+            self._stack.counters.if_out_discards += len(frames)
+            frames.clear()
         for buffers in frames:
             if captures:
                 captures.record_buffers(OUTBOUND, now, buffers, header=self._offset > 0)

@@ -122,6 +122,15 @@ class Holdings:
         held = self._held[entry.badge] = HeldCapture(entry, capture, interrupted=interrupted)
         return held
 
+    def __bool__(self) -> bool:
+        """Whether clients hold anything."""
+        return bool(self._held)
+
+    def count(self) -> str:
+        """Return how much clients hold, in words."""
+        sockets = sum(isinstance(held, BoundSocket) for held in self._held.values())
+        return f"{sockets} sockets and {len(self._held) - sockets} captures"
+
     def _store(self) -> None:
         entries = [held.entry for held in self._held.values()]
         self._snapshot.store(msgspec.msgpack.encode(_Table(self._next_badge, entries)))

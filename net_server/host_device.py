@@ -25,11 +25,14 @@ OFFLOAD_UDP: Final = 0x20 | 0x40
 """UDP segmentation; the two versions of IP can only be had together."""
 
 _TUNSETIFF: Final = 0x400454CA
+_TUNSETPERSIST: Final = 0x400454CB
+_TUNSETOWNER: Final = 0x400454CC
 _TUNSETOFFLOAD: Final = 0x400454D0
 _TUNGETIFF: Final = 0x800454D2
 _IFF_TAP: Final = 0x0002
 _IFF_NO_PI: Final = 0x1000
 _IFF_VNET_HDR: Final = 0x4000
+_IFF_PERSIST: Final = 0x0800
 
 _SIOCGIFFLAGS: Final = 0x8913
 _SIOCSIFFLAGS: Final = 0x8914
@@ -70,18 +73,42 @@ def open_device(wanted: HostDevice, *, header: bool) -> int:
     Raises:
         OSError: see `explain`.
     """
-    descriptor = os.open(TUN_PATH, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    descriptor = open_file()
     try:
-        flags = _IFF_TAP | _IFF_NO_PI | (_IFF_VNET_HDR if header else 0)
-        fcntl.ioctl(descriptor, _TUNSETIFF, _request(wanted.name, struct.pack("=H", flags)))
-        _configure(wanted)
+        attach(descriptor, wanted.name, header=header)
+        configure(wanted)
     except OSError:
         os.close(descriptor)
         raise
     return descriptor
 
 
-def _configure(wanted: HostDevice) -> None:
+def open_file() -> int:
+    """Return a descriptor that a device of this thread's network namespace can be attached to."""
+    return os.open(TUN_PATH, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+def attach(descriptor: int, name: str, *, header: bool) -> bool:
+    """Attach a descriptor to the device of that name; return False if it was made for that.
+
+    Raises:
+        OSError: EBUSY, somebody has a descriptor that is attached to it. See `explain`.
+    """
+    flags = _IFF_TAP | _IFF_NO_PI | (_IFF_VNET_HDR if header else 0)
+    fcntl.ioctl(descriptor, _TUNSETIFF, _request(name, struct.pack("=H", flags)))
+    found = fcntl.ioctl(descriptor, _TUNGETIFF, bytes(_REQUEST.size))
+    return bool(_flags(found) & _IFF_PERSIST)
+
+
+def set_persistent(descriptor: int, *, persistent: bool) -> None:
+    """Say whether the device outlives its descriptors; if so, only this user attaches others."""
+    if persistent:
+        fcntl.ioctl(descriptor, _TUNSETOWNER, os.geteuid())
+    fcntl.ioctl(descriptor, _TUNSETPERSIST, int(persistent))
+
+
+def configure(wanted: HostDevice) -> None:
+    """Give a device of this thread's network namespace its addresses and bring it up."""
     # The host would otherwise send neighbor solicitations to a server that does not speak IPv6.
     with contextlib.suppress(OSError):
         Path(f"/proc/sys/net/ipv6/conf/{wanted.name}/disable_ipv6").write_text("1")

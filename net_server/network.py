@@ -107,7 +107,8 @@ class Network(Interface):
         """Send a datagram from the socket; that it is lost on its way is no error.
 
         Raises:
-            Refused: EBADF (the right is no socket), EMSGSIZE, EACCES, ENETUNREACH, EINVAL.
+            Refused: EBADF (the right is no socket), EMSGSIZE, EACCES, ENETUNREACH, EINVAL;
+                ENETDOWN, another server holds the link.
         """
 
     @operation(waits=True, room="size")
@@ -130,7 +131,8 @@ class Network(Interface):
         """Send an ICMP echo and wait for the answer.
 
         Raises:
-            Refused: ETIMEDOUT; EMSGSIZE; ENETUNREACH, EHOSTUNREACH and the like, as reported.
+            Refused: ETIMEDOUT; EMSGSIZE; ENETUNREACH, EHOSTUNREACH and the like, as reported;
+                ENETDOWN, another server holds the link.
         """
 
     @operation
@@ -175,3 +177,14 @@ class Network(Interface):
     @operation(idempotent=True)
     async def statistics(self) -> dict[str, int]:
         """Return the counters, named as in the MIBs (`ipInReceives`, `udpNoPorts`...)."""
+
+    @operation(waits=True, idempotent=True)
+    async def link_take(self, timeout_ms: int) -> None:
+        """Take the link over from the server that holds it, if that agrees; wait until it is up.
+
+        Args:
+            timeout_ms: how long the holder may take to answer.
+
+        Raises:
+            Refused: EBUSY, ETIMEDOUT, EALREADY, EINVAL: see `Link.take_over`.
+        """

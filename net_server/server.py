@@ -1,10 +1,9 @@
 """The TCP/IP server: a `Stack` between a TAP device's descriptor and the clients' requests.
 
-Theory of operation. One trio task pumps frames: it drains the descriptor in a plain loop, in
-which ARP, ICMP and UDP are handled without any scheduling step, and waits for readability only
-when the descriptor was found empty. Handlers that do not wait run between two turns of the pump,
-so the stack needs no locks; what they send is written before they return. A handler that waits is
-woken only when there is something for it. A second task sleeps until the stack's next deadline.
+Theory of operation. One trio task pumps frames (`borrowed`). Handlers that do not wait run between
+two turns of the pump, so the stack needs no locks; what they send is written before they return. A
+handler that waits is woken only when there is something for it. A second task sleeps until the
+stack's next deadline, a third one waits for news of who holds the link.
 
 What survives a death: the device (the kernel keeps it for the driver), sockets and captures
 (`holdings`). Neighbors are learnt again. Datagrams that waited are lost, as UDP may lose them.
@@ -16,7 +15,7 @@ import errno
 import math
 import secrets
 import time
-from typing import ClassVar, Final
+from typing import ClassVar, Final, Literal
 
 import msgspec
 import trio
@@ -27,8 +26,9 @@ from core.userlib.interface import Bulk, Interface
 from core.userlib.server import Server
 from core.userlib.task import Task
 
+from .borrowed import BorrowedLink
 from .capture import Captures
-from .device import DRAIN_LIMIT, Device, DeviceGoneError
+from .device import Device
 from .echoes import Echoes
 from .holdings import BoundSocket, HeldCapture, Holdings
 from .link import Link
@@ -63,6 +63,11 @@ class Options(msgspec.Struct, frozen=True):
     """Who takes packets for other networks; empty: there is no way to them."""
     link_address: str = ""
     """The server's Ethernet address; empty: one made from `address`."""
+    yields: Literal["idle", "always", "never"] = "idle"
+    """Whether the link is given up to another server that asks for it; "idle": only while no client
+    has a socket or a capture."""
+    standby: bool = False
+    """Leave the link alone, also a free one, until told to take it over."""
 
 
 class NetServer(Server):
@@ -80,6 +85,7 @@ class NetServer(Server):
             self._prefix = Prefix.from_text(options.address)
             self._gateway = from_text(options.gateway) if options.gateway else None
             self._link_address = station_address(options.link_address, self._prefix)
+            self._options = options
         except (ParseError, msgspec.ValidationError) as error:
             raise TaskError(f"task {task.name}, options: {error}", errno.EINVAL) from None
         self._armed = math.inf
@@ -87,9 +93,8 @@ class NetServer(Server):
 
     async def start(self) -> None:
         """Borrow the link, and take up what an earlier incarnation left."""
-        self._link = self.task.connect(Link, "link")
-        info, descriptor = await self._link.lend()
-        self._name = info.name
+        link = self.task.connect(Link, "link")
+        info = await link.describe()
         configuration = Configuration(
             link=self._link_address,
             prefix=self._prefix,
@@ -101,34 +106,30 @@ class NetServer(Server):
         self.stack = Stack(configuration, secrets.randbits)
         epoch_ns = time.time_ns() - int(trio.current_time() * 1e9)
         captures = Captures(epoch_ns)
-        self._device = Device(descriptor.take(), self.stack, captures)
+        self._device = Device(self.stack, captures)
         self._echoes = Echoes(self.stack.icmp, secrets.randbits)
         self._holdings = Holdings(Snapshot(self.task, "holdings"), self.stack.udp, captures)
-        self.stack.neighbors.announce()
-        self._flush()
+        self._link = BorrowedLink(self.task, link, info, self._device)
+        await self._link.start(standby=self._options.standby)
+        self._rearm()
 
     async def run(self) -> None:
         """Pump frames and keep time until cancelled."""
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._keep_time)
-                await self._pump()
+                nursery.start_soon(self._link.follow, self._reason_to_keep)
+                await self._link.pump(self._rearm)
         finally:
-            self._device.close()
+            self._link.close()
 
-    async def _pump(self) -> None:
-        while True:
-            try:
-                count = self._device.drain(trio.current_time())
-                self._rearm()
-                if count < DRAIN_LIMIT:
-                    await trio.lowlevel.wait_readable(self._device.descriptor)
-                else:
-                    await trio.lowlevel.checkpoint()
-            except DeviceGoneError as error:
-                self.task.log(f"{self._name}: {error}; asking the driver for the device again")
-                _, descriptor = await self._link.lend()
-                self._device.replace(descriptor.take())
+    def _reason_to_keep(self) -> str:
+        """Return why another server does not get the link; "" if it does."""
+        if self._options.yields == "never":
+            return f"{self.task.name} never gives up the link"
+        if self._options.yields == "idle" and self._holdings:
+            return f"{self.task.name} is in use: its clients have {self._holdings.count()}"
+        return ""
 
     async def _keep_time(self) -> None:
         while True:
@@ -171,6 +172,7 @@ class NetServer(Server):
         """Send a datagram; a redelivered request may send it twice, as UDP allows."""
         held = self._holdings.get(self.request.badge, BoundSocket)
         destination = _address(address)
+        self._link.check_up()
         try:
             self.stack.udp.send(held.socket, destination, port, data, trio.current_time())
         except UdpError as error:
@@ -200,6 +202,7 @@ class NetServer(Server):
     async def ping(self, address: bytes, timeout_ms: int, data: Bulk) -> Echo:
         """Send an echo and wait for its answer."""
         destination = _address(address)
+        self._link.check_up()
         payload = bytes(data)
         started = trio.current_time()
         with self._echoes.open() as echo:
@@ -241,11 +244,15 @@ class NetServer(Server):
         self._holdings.get(self.request.badge, HeldCapture)
         self._holdings.close(self.request.badge)
 
+    async def link_take(self, timeout_ms: int) -> None:
+        """Ask for the link, and wait until it is up here."""
+        await self._link.take_over(timeout_ms)
+
     def addresses(self) -> list[Address]:
         """Return the one address there is."""
         address, bits = _octets(self._prefix.address), self._prefix.bits
         mtu = self.stack.configuration.mtu
-        return [Address(self._name, self._link_address, address, bits, mtu)]
+        return [Address(self._link.name, self._link_address, address, bits, mtu)]
 
     def neighbors(self) -> list[NeighborInfo]:
         """Return the neighbor table."""

@@ -58,7 +58,7 @@ class LiveSystem:
         self.network: Network = system.connect(Network, "net")
         self.link: Link = system.connect(Link, "tap")
         self.log: list[str] = []
-        self._namespace = namespace
+        self.namespace = namespace
 
     def connect(self, right: object) -> Network:
         """Return a stub for a socket or capture."""
@@ -76,13 +76,13 @@ class LiveSystem:
     def host_socket(self) -> trio.socket.SocketType:
         """Return a UDP socket on the host's side of the link."""
         made = namespaces.run_inside(
-            self._namespace, lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            self.namespace, lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         )
         return trio.socket.from_stdlib_socket(made)
 
     async def run(self, *command: str) -> subprocess.CompletedProcess[bytes]:
         """Run a program on the host's side of the link and return what it said."""
-        entered = ["nsenter", f"--net=/proc/{os.getpid()}/fd/{self._namespace}", *command]
+        entered = ["nsenter", f"--net=/proc/{os.getpid()}/fd/{self.namespace}", *command]
         return await trio.run_process(
             entered, capture_stdout=True, capture_stderr=True, check=False
         )
@@ -93,9 +93,10 @@ def run_live(
     *,
     placement: str = "process",
     offload: bool = True,
+    description: str = _DESCRIPTION,
 ) -> None:
     """Boot a system with tap, net and echo, run `body` with it, and stop it."""
-    text = _DESCRIPTION.format(placement=placement, offload=str(offload).lower())
+    text = description.format(placement=placement, offload=str(offload).lower())
     prepared = Prepared(parse_description(text, "test"))
     lines: list[str] = []
 

@@ -12,9 +12,11 @@ from typing import Any, cast
 import pytest
 
 from core.errors import Refused, TaskError
-from core.userlib.task import Task
+from core.userlib.interface import Descriptor
+from core.userlib.task import Task, complete
 from net_server import host_device, namespaces
 from net_server.host_device import HostDevice
+from net_server.link import LinkInfo
 from net_server.server import NetServer
 from net_server.stack.routes import Prefix, station_address
 from net_server.tap import TapServer
@@ -37,12 +39,23 @@ class Place:
         number = self.descriptors.get(label)
         return None if number is None else os.dup(number)
 
+    def forget(self, label: str) -> None:
+        number = self.descriptors.pop(label, None)
+        if number is not None:
+            os.close(number)
+
     def log(self, text: str) -> None:
         self.lines.append(text)
 
 
 def tap(place: Place) -> TapServer:
     return TapServer(cast("Task", place))
+
+
+def lend(driver: TapServer) -> tuple[LinkInfo, Descriptor]:
+    """Borrow the link of a driver, as the task with badge 1."""
+    driver.request.badge = 1
+    return complete(driver.lend())
 
 
 def own_namespace() -> str:
@@ -140,8 +153,8 @@ def test_error_inside_a_namespace_comes_out() -> None:
 def test_driver_finds_its_device_again_and_lends_it() -> None:
     place = Place(name="atoll7")
     try:
-        first, lent = tap(place).lend()
-        again, lent_again = tap(place).lend()
+        first, lent = lend(tap(place))
+        again, lent_again = lend(tap(place))
         assert first == again
         assert (first.name, first.mtu, first.host_address) == ("atoll7", 1500, "10.90.0.1/24")
         assert first.device_header
@@ -160,7 +173,7 @@ def test_driver_finds_its_device_again_and_lends_it() -> None:
 def test_driver_without_offload_says_so() -> None:
     place = Place(offload=False)
     try:
-        info, _ = tap(place).lend()
+        info, _ = lend(tap(place))
         assert not info.device_header
         assert not info.checksum_offload
         assert not info.udp_segmentation
@@ -198,7 +211,7 @@ def test_device_name_in_use_is_refused() -> None:
 
 
 def test_driver_in_the_hosts_namespace_has_none_to_lend(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(TapServer, "_open", lambda self: None)
+    monkeypatch.setattr(TapServer, "_take_up", lambda self: None)
     with pytest.raises(Refused) as refused:
         tap(Place(namespace="host")).namespace()
     assert refused.value.errno == errno.ENOENT
@@ -217,7 +230,7 @@ def test_incarnation_that_is_gone_leaves_no_descriptor_open() -> None:
         gc.collect()  # what other tests left behind must not end just now
         before = len(list(Path("/proc/self/fd").iterdir()))
         for _ in range(3):
-            tap(place).lend()
+            lend(tap(place))
         assert len(list(Path("/proc/self/fd").iterdir())) == before
     finally:
         for descriptor in place.descriptors.values():
