@@ -1,8 +1,8 @@
 """New address spaces: a process forked early, with all programs loaded, that forks the tasks.
 
 The zygote is forked before trio starts and before any device is opened, so its children hold
-nothing but what the kernel sends with the order to spawn. Starting a server costs a fork, about a
-millisecond.
+nothing but what the kernel sends with the order to spawn. One of them is forked in advance
+(`spare`), so that a server that died is back without waiting even for the fork.
 
 It is also the *last one out*. Its children die with it (PR_SET_PDEATHSIG). When the kernel's
 process goes away, by whatever means, the zygote finds its socket closed: it kills the tasks, undoes
@@ -13,7 +13,6 @@ kernel is killed with SIGKILL.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import importlib
 import os
@@ -32,11 +31,11 @@ from core.userlib.line import ANCILLARY_SIZE, descriptors_in
 from core.userlib.serving import run_task
 from core.userlib.stub import derive_all
 
-_PR_SET_PDEATHSIG: Final = 1
-_PR_SET_NAME: Final = 15
-_CLONE_NEWUSER: Final = 0x1000_0000
-_ORDER_LIMIT: Final = 200_000
-_libc: Final = ctypes.CDLL(None, use_errno=True)
+from .process import enter_user_namespace, set_process_name
+from .spare import ORDER_LIMIT, Spare, fork_spare
+
+_SPARE_DELAY_MS: Final = 20
+"""So long nothing must have been ordered before a spare is forked: what was forked last starts."""
 
 
 class Spawn(msgspec.Struct, tag="spawn", array_like=True):
@@ -91,30 +90,6 @@ _decode_order: Final = msgspec.msgpack.Decoder(Order).decode
 decode_report: Final = msgspec.msgpack.Decoder(Report).decode
 
 
-def set_process_name(name: str) -> None:
-    """Set what `ps` and `top` show as the process' name (15 octets at most)."""
-    _libc.prctl(_PR_SET_NAME, name.encode()[:15], 0, 0, 0)
-
-
-def die_with_parent() -> None:
-    """Have this process killed when the one that forked it ends."""
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-
-
-def enter_user_namespace() -> None:
-    """Enter a new user namespace in which this user is root (user_namespaces(7)).
-
-    Without the right to make one nothing changes: who needs privileges will say so.
-    """
-    uid, gid = os.geteuid(), os.getegid()
-    if _libc.unshare(_CLONE_NEWUSER) != 0:
-        return
-    for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
-        descriptor = os.open(f"/proc/self/{name}", os.O_WRONLY)
-        os.write(descriptor, text.encode())
-        os.close(descriptor)
-
-
 def start_zygote(programs: list[str]) -> tuple[int, socket.socket]:
     """Fork the zygote; return its pid and the kernel's end of the socket to it.
 
@@ -160,6 +135,7 @@ class _Zygote:
         self._kernel = kernel
         self._children: set[int] = set()
         self._at_end = AtEnd([], [])
+        self._spare: Spare | None = None
         os.setsid()  # keyboard signals of the terminal are the kernel's to interpret
         set_process_name("atoll-zygote")
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -181,7 +157,10 @@ class _Zygote:
         poll.register(self._kernel, select.POLLIN)
         poll.register(self._wake_read, select.POLLIN)
         while True:
-            for number, _ in poll.poll():
+            events = poll.poll(None if self._spare is not None else _SPARE_DELAY_MS)
+            if not events:
+                self._spare = self._fork()
+            for number, _ in events:
                 if number == self._wake_read:
                     with contextlib.suppress(BlockingIOError):
                         os.read(self._wake_read, 4096)
@@ -190,6 +169,9 @@ class _Zygote:
             self._reap()
 
     def _reap(self) -> None:
+        spare = self._spare
+        if spare is not None and os.waitpid(spare.pid, os.WNOHANG)[0]:
+            self._spare = None  # somebody has killed it
         for pid in list(self._children):
             found, status = os.waitpid(pid, os.WNOHANG)
             if found:
@@ -204,7 +186,7 @@ class _Zygote:
         """Carry out one order; False when the kernel is gone."""
         try:
             data, ancillary, _, _ = self._kernel.recvmsg(
-                _ORDER_LIMIT, ANCILLARY_SIZE, socket.MSG_CMSG_CLOEXEC
+                ORDER_LIMIT, ANCILLARY_SIZE, socket.MSG_CMSG_CLOEXEC
             )
         except ConnectionError:
             return False
@@ -212,10 +194,10 @@ class _Zygote:
             return False
         order = _decode_order(data)
         if isinstance(order, Spawn):
-            line, region = descriptors_in(ancillary)
-            self._spawn(order, line, region)
-            os.close(line)
-            os.close(region)
+            descriptors = descriptors_in(ancillary)
+            self._spawn(order.token, data, descriptors)
+            for number in descriptors:
+                os.close(number)
         elif isinstance(order, Kill):
             if order.pid in self._children:
                 os.kill(order.pid, signal.SIGKILL)
@@ -223,32 +205,30 @@ class _Zygote:
             self._at_end = order
         return True
 
-    def _spawn(self, order: Spawn, line: int, region: int) -> None:
-        mine = os.getpid()
-        try:
-            pid = os.fork()
-        except OSError:
-            self._report(Spawned(order.token, 0))
-            return
-        if pid:
-            self._children.add(pid)
-            self._report(Spawned(order.token, pid))
-            return
-        die_with_parent()
-        if os.getppid() != mine:
-            os._exit(1)
+    def _spawn(self, token: int, order: bytes, descriptors: list[int]) -> None:
+        """Give the order to the spare, or to a new process if there is none or it is gone."""
+        spare, self._spare = self._spare, None
+        if spare is not None and not spare.become(order, descriptors):
+            os.waitpid(spare.pid, 0)
+            spare = None
+        if spare is None:
+            spare = self._fork(rehearsed=False)
+            if spare is not None:
+                spare.become(order, descriptors)
+        if spare is not None:
+            self._children.add(spare.pid)
+        self._report(Spawned(token, spare.pid if spare is not None else 0))
+
+    def _fork(self, *, rehearsed: bool = True) -> Spare | None:
+        return fork_spare(self._detach, _become, rehearsed=rehearsed)
+
+    def _detach(self) -> None:
+        """In a new process: give up what is the zygote's."""
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         self._kernel.close()
         os.close(self._wake_read)
-        set_process_name(f"atoll-{order.birth.name}")
-        if order.user_namespace and os.geteuid() != 0:
-            enter_user_namespace()
-        connection = socket.socket(fileno=os.dup(line))
-        connection.setblocking(True)
-        os.close(line)
-        run_task(connection, region, order.birth)
 
     def _last_one_out(self) -> NoReturn:
         for pid in self._children:
@@ -265,6 +245,19 @@ class _Zygote:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, 0)
         os._exit(0)
+
+
+def _become(data: bytes, descriptors: list[int]) -> None:
+    """In a new process: be the task that is ordered."""
+    order = _decode_order(data)
+    assert isinstance(order, Spawn)
+    line, region = descriptors
+    set_process_name(f"atoll-{order.birth.name}")
+    if order.user_namespace and os.geteuid() != 0:
+        enter_user_namespace()
+    connection = socket.socket(fileno=line)
+    connection.setblocking(True)
+    run_task(connection, region, order.birth)
 
 
 class ZygoteLine:
