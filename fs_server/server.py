@@ -45,6 +45,7 @@ from .interface import (
 from .layout import METADATA_NAME, VolumeError
 from .mkfs import make_metadata
 from .opens import Opens
+from .store import rehearse
 from .volume import Volume
 
 P = ParamSpec("P")
@@ -81,6 +82,11 @@ class FileServer(Server):
         self._ticking = False
         self._served = False
         self._busy_periods = 0
+
+    @classmethod
+    def rehearse(cls) -> None:
+        """Make and read a database in memory."""
+        rehearse()
 
     async def start(self) -> None:
         """Open the volume on the disk's data file; restore opens and watches."""

@@ -224,6 +224,15 @@ def _connect(path: Path, vfs: str) -> apsw.Connection:
     return connection
 
 
+def rehearse() -> None:
+    """Make and read a database in memory, which has the library write to its own state."""
+    connection = apsw.Connection(":memory:")
+    for statement in SCHEMA:
+        connection.execute(statement)
+    connection.execute("SELECT value FROM volume WHERE key = 'format'").fetchone()
+    connection.close()
+
+
 def initialize(path: Path, settings: dict[str, Any], root: tuple[Any, ...]) -> None:
     """Write the tables of an empty volume.
 

@@ -91,6 +91,14 @@ class NetServer(Server):
         self._armed = math.inf
         self._rearmed = trio.Event()
 
+    @classmethod
+    def rehearse(cls) -> None:
+        """Build a stack that no frame will reach."""
+        prefix = Prefix.from_text(Options().address)
+        configuration = Configuration(station_address("", prefix), prefix)
+        Stack(configuration, secrets.randbits).neighbors.announce()
+        Captures(0)
+
     async def start(self) -> None:
         """Borrow the link, and take up what an earlier incarnation left."""
         link = self.task.connect(Link, "link")

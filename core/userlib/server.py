@@ -124,6 +124,14 @@ class Server:
         for spec in cls.interface.OPERATIONS:
             _check_handler(cls, spec)
 
+    @classmethod
+    def rehearse(cls) -> None:
+        """Do what a start does, to no effect; runs in a spare process that may become any server.
+
+        The pages that it writes to are its own then, so that `start` takes less time. What it
+        raises is ignored.
+        """
+
     async def start(self) -> None:
         """Prepare for the first request; other servers may be called. Runs in every incarnation."""
 

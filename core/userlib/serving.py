@@ -400,6 +400,9 @@ def rehearse() -> None:
         task.line.send(Kind.READY)
         trio.run(trio.lowlevel.checkpoint)
     region.close()
+    for server in Server.__subclasses__():
+        with contextlib.suppress(Exception):
+            server.rehearse()
 
 
 def _report(line: Line, request: int, text: str) -> None:
