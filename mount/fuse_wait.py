@@ -47,6 +47,8 @@ from typing import Any, Final
 import pyfuse3
 import trio
 
+from core.userlib.trio_epoll import trio_epoll
+
 log: Final = logging.getLogger(__name__)
 
 BURST_REQUESTS: Final = 64
@@ -67,15 +69,6 @@ _WAIT: Final = "_wait_fuse_readable"
 SessionLoop = Callable[[trio.Nursery, int, int], Awaitable[None]]
 
 
-def _trio_epoll() -> int:
-    """Return the descriptor of trio's own epoll set, -1 where this trio does not show it."""
-    try:
-        runner: Any = trio._core._run.GLOBAL_RUN_CONTEXT.runner  # noqa: SLF001
-        return int(runner.io_manager._epoll.fileno())  # noqa: SLF001
-    except AttributeError:
-        return -1
-
-
 class Workers:
     """The waiting side of one session's workers.
 
@@ -92,8 +85,8 @@ class Workers:
         self._poll = poll.poll
         glance = select.poll()
         glance.register(descriptor, select.POLLIN)
-        if (trio_epoll := _trio_epoll()) >= 0:
-            glance.register(trio_epoll, select.POLLIN)
+        if (others := trio_epoll()) >= 0:
+            glance.register(others, select.POLLIN)
         self._glance = glance.poll
         self._linger_s = linger_s
         self._misses = 0

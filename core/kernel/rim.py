@@ -20,11 +20,12 @@ import math
 import select
 import socket
 import time
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import trio
 
 from core.userlib.spin import Spin
+from core.userlib.trio_epoll import trio_epoll
 
 from .kernel import Kernel
 from .requests import Waiter
@@ -47,15 +48,6 @@ class Watched(Protocol):
 
     def writable(self) -> None:
         """Send what waits."""
-
-
-def _trio_epoll() -> int:
-    """Return the descriptor of trio's own epoll set, -1 where this trio does not show it."""
-    try:
-        runner: Any = trio._core._run.GLOBAL_RUN_CONTEXT.runner  # noqa: SLF001
-        return int(runner.io_manager._epoll.fileno())  # noqa: SLF001
-    except AttributeError:
-        return -1
 
 
 class Rim:
@@ -108,7 +100,7 @@ class Rim:
 
     async def run(self) -> None:
         """Serve lines and timers until cancelled."""
-        self._trio = _trio_epoll()
+        self._trio = trio_epoll()
         if self._trio >= 0:
             self._all.register(self._trio, select.EPOLLIN)
         async with trio.open_nursery() as nursery:
