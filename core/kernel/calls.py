@@ -245,6 +245,17 @@ def forget(task: KernelTask, label: str) -> None:
         right.release()
 
 
+def lost(kernel: Kernel, task: KernelTask, detail: str) -> None:
+    """Have each client of the task's main port told once."""
+    assert task.main_port is not None
+    kernel.log(f"{task.name} lost something: {detail[:_TEXT_LIMIT]}")
+    kernel.lost(task.main_port, task.names[1], detail[:_TEXT_LIMIT])
+
+
+def _lost(kernel: Kernel, task: KernelTask, _: Packet, detail: str) -> None:
+    lost(kernel, task, detail)
+
+
 def _forget(_: Kernel, task: KernelTask, __: Packet, label: str) -> None:
     forget(task, label)
 
@@ -349,6 +360,7 @@ _BY_NAME: Final[dict[str, Callable[..., Any]]] = {
     "keep_right": _keep_right,
     "kept_right": _kept_right,
     "kept_labels": _kept_labels,
+    "lost": _lost,
     "forget": _forget,
     "arm": _arm,
     "disarm": _disarm,

@@ -29,10 +29,10 @@ from core.errors import (
 )
 from core.userlib.interface import Descriptor, Interface, Operation, octets
 from core.userlib.kernel_calls import KernelCalls
-from core.userlib.server import Forward, Server, cause_of, handlers_of
+from core.userlib.server import Forward, Server, cause_of, handlers_of, hooks_of
 from core.userlib.task import Task, operations_mask
 
-from .calls import drop, forget, keep_right, kept_labels, named_task
+from .calls import drop, forget, keep_right, kept_labels, lost, named_task
 from .cargo import arguments_of, carry, give_back, give_objects
 from .kernel import Kernel, check_forward, forward_failed
 from .ports import Direct, KernelRight, Port, receive_right
@@ -60,6 +60,8 @@ class ColocatedTask(Task):
         deadline_s: float | None = None,
     ) -> Any:
         right.check(spec.index)
+        if not right.mask:
+            right.hear()
         waiter = Waiter()
         request = Request(0, spec, right, self.place, waiter, arguments[: spec.fields])
         self._submit(right, request, arguments, deadline_s)
@@ -151,6 +153,9 @@ class ColocatedTask(Task):
         number = self.place.kept.get(label)
         return None if number is None else os.dup(number)
 
+    def lost(self, detail: str) -> None:  # noqa: D102
+        lost(self._kernel, self.place, detail)
+
     def keep_right(self, label: str, right: Any) -> None:  # noqa: D102
         keep_right(self.place, label, right)
 
@@ -222,7 +227,7 @@ class Colocated:
 
     def _stop_server(self) -> None:
         try:
-            self.server.stop()
+            hooks_of(self.server).stop()
         except Exception as error:  # noqa: BLE001 - any exception of the server is its fault
             self._note(error, 0)
 
@@ -231,12 +236,13 @@ class Colocated:
     async def _start(self, nursery: trio.Nursery) -> None:
         server = self.server = self._make(ColocatedTask(self._kernel, self.task))
         self._handlers = handlers_of(server)
-        await server.start()
+        hooks = self._hooks = hooks_of(server)
+        await hooks.start()
         nursery.start_soon(self._serve_deferred)
         self._direct()
         self._on_own_turn(lambda: self._kernel.ready(self.task))
         if type(server).run is not Server.run:
-            nursery.start_soon(server.run)
+            nursery.start_soon(hooks.run)
 
     # What wants no reply (messages, notifications, vanished senders) may come from inside a handler
     # of this very server, or of one that it called. It is served on a turn of its own, so that a
@@ -429,7 +435,7 @@ class Colocated:
             return False
         if not self._own_turn:
             return self._defer()
-        self._guarded(self.server.notified, bits)
+        self._guarded(self._hooks.notified, bits)
         return True
 
     def no_senders(self, port: Port, badge: int) -> bool:  # noqa: D102
@@ -438,7 +444,7 @@ class Colocated:
         if not self._own_turn:
             return self._defer()
         self.server.request.port = port.name
-        if self._guarded(self.server.no_senders, badge):
+        if self._guarded(self._hooks.no_senders, badge):
             port.told.pop(badge, None)
         return True
 

@@ -138,6 +138,19 @@ class Kernel:
                     queue.appendleft(request)
                     return
 
+    def lost(self, port: Port, receiver: KernelRight, detail: str) -> None:
+        """Have every client of a port told once of a loss; a request that waits is told now.
+
+        Args:
+            receiver: the port's receive right.
+        """
+        port.lose(receiver, detail)
+        for request in list(port.queue):
+            if request.wants_reply and port.lost.pop(request.badge, None) is not None:
+                port.queue.remove(request)
+                self._finish(request)
+                request.refuse(LostError(detail))
+
     def _tell_gone(self, engine: Engine, port: Port) -> bool:
         """Tell the engine which badges are gone; False when it cannot take more now."""
         while port.gone:

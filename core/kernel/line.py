@@ -294,6 +294,8 @@ class KernelLine:
         spec = right.check(packet.operation)
         arguments = spec.decode_request(packet.fields)
         wants_reply = packet.kind == Kind.CALL
+        if wants_reply and not right.mask:
+            right.hear()
         client_end = self if wants_reply else None
         number, fields = packet.request, packet.fields
         request = Request(number, spec, right, task, client_end, arguments, fields)

@@ -10,7 +10,8 @@ Invariants:
 1. A port has exactly one receive right, held by the task in `port.task`.
 2. `port.senders[badge]` counts the live send rights with that badge, those travelling in messages
    included.
-3. A right that was revoked or released points at `DEAD`, whose `direct` is None: one comparison on
+3. The mask of a right is 0 while its badge is in `port.lost`: who holds it has to be told first.
+4. A right that was revoked or released points at `DEAD`, whose `direct` is None: one comparison on
    the hot path tells both "no hand-off here" and "look closer".
 """
 
@@ -22,7 +23,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from core.abi import ALL_OPERATIONS, CLIENT_LIMIT, QUEUE_LIMIT, Right, RightKind
-from core.errors import DeadPortError, NoRightError, QueueFullError, WrongRightError
+from core.errors import DeadPortError, LostError, NoRightError, QueueFullError, WrongRightError
 from core.userlib.interface import Interface, Operation
 from core.userlib.server import NoOperations
 from core.userlib.server import Request as ServerRequest
@@ -67,6 +68,7 @@ class Port:
         "in_flight",
         "interface",
         "label",
+        "lost",
         "name",
         "operations",
         "queue",
@@ -93,6 +95,7 @@ class Port:
         self.bits = 0
         self.gone: dict[int, int] = {}
         self.told: dict[int, int] = {}
+        self.lost: dict[int, str] = {}
         self.handled = 0
 
     def check_room(self, client: KernelTask | None) -> None:
@@ -117,6 +120,16 @@ class Port:
             if deaths + 1 < limit:
                 self.gone[badge] = deaths + 1
         self.told.clear()
+
+    def lose(self, receiver: KernelRight, detail: str) -> None:
+        """Have everybody who holds a send right now told once, by `KernelRight.hear`.
+
+        Until then their rights have mask 0, which leads every call there.
+        """
+        self.lost = {badge: detail for badge in self.senders if badge}
+        for right in receiver.descendants():
+            if right.badge:
+                right.mask = 0
 
     def take_back(self) -> list[Request]:
         """Move what was in flight back to the queue's head, oldest first; return what moved."""
@@ -146,7 +159,7 @@ class KernelRight(Right):
         self.reach = reach
         # A receive or send-once right never allows hand-off: mask 0 sends the stub to the full
         # check.
-        self.mask = reach if kind is RightKind.SEND else 0
+        self.mask = reach if kind is RightKind.SEND and badge not in port.lost else 0
         self.badge = badge
         self.name = 0  # where it stands in its holder's name space
         self.parent = parent
@@ -250,6 +263,18 @@ class KernelRight(Right):
         if not self.reach >> operation & 1:
             raise WrongRightError(f"this right does not allow {specs[operation]}")
         return specs[operation]
+
+    def hear(self) -> None:
+        """Hear of a loss before a call is made, if this right's mask is 0.
+
+        Raises:
+            LostError: the receiver gave something up, and this badge has not been told yet.
+        """
+        detail = self.port.lost.pop(self.badge, None)
+        if self.kind is RightKind.SEND:
+            self.mask = self.reach
+        if detail is not None:
+            raise LostError(detail)
 
 
 def receive_right(port: Port) -> KernelRight:

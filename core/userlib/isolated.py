@@ -346,6 +346,9 @@ class IsolatedTask(Task):
                 found[label] = self._kernel("kept_right", label)
         return found
 
+    def lost(self, detail: str) -> None:  # noqa: D102
+        self._kernel("lost", detail[:4096])
+
     def forget(self, label: str) -> None:  # noqa: D102
         self._kernel("forget", label)
 

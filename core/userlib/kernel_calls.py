@@ -152,6 +152,14 @@ class KernelCalls(Interface):
         """Drop what is kept under a label."""
 
     @operation
+    async def lost(self, detail: str) -> None:
+        """Say that something that clients rely on is gone.
+
+        Whoever holds a right to the caller's first port is told once: the next request that comes
+        with its badge is answered with LostError.
+        """
+
+    @operation
     async def arm(self, delay_ms: int, bits: int) -> int:
         """Arm a timer that notifies the caller's first port; return its number."""
 

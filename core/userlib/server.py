@@ -16,6 +16,19 @@ were in flight are delivered again with the id they had. A method whose operatio
 all others are plain functions and run to their end before the next request is taken, so a plain
 handler needs no locks and at most one request is ever applied but unanswered.
 
+What must outlive the server is declared, and then kept; `keeping` says how:
+
+    class CountingServer(Server):
+        interface = Counting
+        state: Counts            # a msgspec.Struct, whose fields have defaults
+
+        def add(self, amount: int) -> int:
+            self.state.total += amount
+            return self.state.total
+
+The state changes if and only if the handler returns, and a request that is delivered again gets the
+reply that was stored with the change.
+
 A handler raises `core.errors.Refused` (or another `AtollError`) to decline. Any other exception is
 a *fault*: the incarnation ends, is started again, and the request is delivered again until the
 kernel takes it for poison.
@@ -24,12 +37,16 @@ kernel takes it for poison.
 from __future__ import annotations
 
 import inspect
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from core.abi import Right
 
 from .interface import Bulk, Interface, Operation
+from .keeping import Keeper, state_type, upgraded
 from .task import Task
+
+Handler = TypeVar("Handler", bound=Callable[..., Any])
 
 
 class NoOperations(Interface):
@@ -110,17 +127,41 @@ class Forward(Exception):  # noqa: N818 - not an error: an answer of the server
         self.arguments = arguments
 
 
+def runs_again(handler: Handler) -> Handler:
+    """Mark a handler of a server with state that is fit to run again for the same request.
+
+    A reply that carries rights or descriptors cannot be stored. So its handler runs again when the
+    request is delivered again, upon the state that it has changed, and finds by `request.id` what
+    it did. Needless for an idempotent operation.
+    """
+    handler.__runs_again__ = True  # type: ignore[attr-defined]  # a function takes any attribute
+    return handler
+
+
 class Server:
-    """Base of all servers. See the module head for the form, `Task` for what a server may do."""
+    """Base of all servers. See the module head for the form, `Task` for what a server may do.
+
+    Attributes:
+        state: what a subclass declares to be kept, as it was committed last. Always reach it
+            through the server: it is another object after a handler has declined.
+        keeper: commits it; None for a server without state.
+    """
 
     interface: ClassVar[type[Interface]] = NoOperations
+    state: Any
+    _state_type: ClassVar[Any] = None
 
     def __init__(self, task: Task) -> None:
         self.task = task
         self.request = Request()
+        self.keeper: Keeper | None = None
+        if self._state_type is not None:
+            self.keeper = Keeper(self, self._state_type)
+            self.state = self.keeper.load()
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
+        cls._state_type = state_type(cls)
         for spec in cls.interface.OPERATIONS:
             _check_handler(cls, spec)
 
@@ -131,6 +172,36 @@ class Server:
         The pages that it writes to are its own then, so that `start` takes less time. What it
         raises is ignored.
         """
+
+    @classmethod
+    def upgrade(cls, old: Any) -> Any:
+        """Return the state that another version of this class has left, as this version's.
+
+        Called when what is kept has other fields than `state` declares. This one takes what has the
+        same name, and defaults for what is new. Override it where fields were renamed or given up.
+
+        Args:
+            old: the fields by name; values have plain types.
+
+        Raises:
+            LostError: it cannot be taken over; the server begins anew, and clients are told.
+        """
+        return upgraded(old, cls._state_type)
+
+    def commit(self) -> None:
+        """Commit the state now, after a trio task of the server's own has changed it.
+
+        Needless in handlers and in `run`. LimitError: the state is too large, and as it was before.
+        """
+        if self.keeper is not None:
+            self.keeper.commit()
+
+    def lost(self, detail: str) -> None:
+        """Say that something that clients rely on is gone.
+
+        Each client's next request is answered with LostError instead of being served, once.
+        """
+        self.task.lost(detail)
 
     async def start(self) -> None:
         """Prepare for the first request; other servers may be called. Runs in every incarnation."""
@@ -151,6 +222,30 @@ class Server:
         """Notification bits were set at the port since the last time."""
 
 
+class Hooks(Protocol):
+    """What a serve loop calls beside the handlers."""
+
+    async def start(self) -> None:
+        """Prepare for the first request."""
+
+    async def run(self) -> None:
+        """Run beside the handlers."""
+
+    def stop(self) -> None:
+        """End in good order."""
+
+    def no_senders(self, badge: int) -> None:
+        """All rights with this badge are gone."""
+
+    def notified(self, bits: int) -> None:
+        """Notification bits were set."""
+
+
+def hooks_of(server: Server) -> Hooks:
+    """Return who is called in the server's stead: its keeper, if it has state."""
+    return server if server.keeper is None else server.keeper
+
+
 def _check_handler(cls: type[Server], spec: Operation) -> None:
     handler = getattr(cls, spec.name, None)
     if handler is None:
@@ -164,6 +259,13 @@ def _check_handler(cls: type[Server], spec: Operation) -> None:
         raise TypeError(
             f"{cls.__name__}.{spec.name} must be {form}: {spec} says waits={spec.waits}"
         )
+    stored = not (spec.reply_rights or spec.reply_descriptors)
+    fit = stored or spec.idempotent or hasattr(handler, "__runs_again__")
+    if cls._state_type is not None and not fit:
+        raise TypeError(
+            f"{cls.__name__}.{spec.name}: what its reply carries cannot be stored; declare {spec} "
+            "idempotent, or mark the handler with @runs_again"
+        )
 
 
 def is_blocking(cls: type[Server]) -> bool:
@@ -172,8 +274,20 @@ def is_blocking(cls: type[Server]) -> bool:
 
 
 def handlers_of(server: Server) -> list[Any]:
-    """Return the server's bound handlers by operation number."""
+    """Return the server's bound handlers by operation number, those that keep if it has state."""
+    if server.keeper is not None:
+        return server.keeper.handlers
     return [getattr(server, spec.name) for spec in server.interface.OPERATIONS]
 
 
-__all__ = ["Bulk", "Forward", "NoOperations", "Request", "Server", "handlers_of", "is_blocking"]
+__all__ = [
+    "Bulk",
+    "Forward",
+    "NoOperations",
+    "Request",
+    "Server",
+    "handlers_of",
+    "hooks_of",
+    "is_blocking",
+    "runs_again",
+]

@@ -37,7 +37,7 @@ from core.errors import (
 from .interface import Descriptor, Operation, encode, octets
 from .isolated import Birth, IsolatedTask, TaskRight
 from .line import DO_NOT_WAIT, ClosedError, Line, Packet, Region, aligned, new_region
-from .server import Fault, Forward, Server, cause_of, handlers_of, is_blocking
+from .server import Fault, Forward, Server, cause_of, handlers_of, hooks_of, is_blocking
 from .task import complete
 
 _CALL: Final = int(Kind.CALL)
@@ -55,6 +55,7 @@ class Dispatcher:
         self.server = server
         self.specs = server.interface.OPERATIONS
         self._handlers = handlers_of(server)
+        self._hooks = hooks_of(server)
 
     def arguments_of(self, packet: Packet, spec: Operation) -> tuple[Any, ...]:
         """Return what the handler is called with. The kernel has validated the fields already."""
@@ -151,7 +152,7 @@ class Dispatcher:
         try:
             if packet.kind == Kind.NOTIFY:
                 self.server.request.port = packet.name
-                self.server.notified(packet.request)
+                self._hooks.notified(packet.request)
             elif packet.kind == Kind.NO_SENDERS:
                 self._no_senders(packet)
             else:
@@ -192,7 +193,7 @@ class Dispatcher:
         """Deal with senders that vanished, and tell the kernel when that is done."""
         if self._task.abandoned(packet.name, packet.badge):
             self.server.request.port = packet.name
-            self.server.no_senders(packet.badge)
+            self._hooks.no_senders(packet.badge)
             self._line.send(Kind.NO_SENDERS, name=packet.name, request=packet.badge)
 
     def _forward(self, packet: Packet, forward: Forward) -> None:
@@ -231,7 +232,8 @@ class Dispatcher:
 
 
 def _serve_blocking(task: IsolatedTask, server: Server) -> None:
-    complete(server.start())
+    hooks = hooks_of(server)
+    complete(hooks.start())
     task.line.send(Kind.READY)
     dispatcher = Dispatcher(task, server)
     receive, handle, aside = task.line.receive_soon, dispatcher.handle, task.set_aside
@@ -242,7 +244,7 @@ def _serve_blocking(task: IsolatedTask, server: Server) -> None:
             handle(packet)
             continue
         if kind == Kind.STOP:
-            server.stop()
+            hooks.stop()
             return
         if kind in (Kind.REPLY, Kind.ERROR):
             task.answered(packet)
@@ -255,7 +257,7 @@ class _TrioLoop:
 
     def __init__(self, task: IsolatedTask, server: Server) -> None:
         self._task = task
-        self._server = server
+        self._hooks = hooks_of(server)
         self._scopes: dict[int, trio.CancelScope] = {}
         self._dispatcher = Dispatcher(task, server)
         self._aside = trio.Event()
@@ -268,11 +270,11 @@ class _TrioLoop:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._read, nursery)
             nursery.start_soon(self._serve_aside, nursery)
-            await self._server.start()
+            await self._hooks.start()
             task.line.send(Kind.READY)
-            nursery.start_soon(self._server.run)
+            nursery.start_soon(self._hooks.run)
         if self._stopping:
-            self._server.stop()
+            self._hooks.stop()
 
     async def _read(self, nursery: trio.Nursery) -> None:
         line = self._task.line

@@ -135,6 +135,10 @@ class Task(abc.ABC):
         """Return all kept rights by label."""
 
     @abc.abstractmethod
+    def lost(self, detail: str) -> None:
+        """Have each client's next request to the task's own port answered with LostError, once."""
+
+    @abc.abstractmethod
     def forget(self, label: str) -> None:
         """Drop what is kept under the label, descriptor or right."""
 
