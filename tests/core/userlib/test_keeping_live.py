@@ -126,6 +126,7 @@ async def test_state_is_there_after_deaths_between_requests(keeping: Keeping) ->
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 async def test_ten_thousand_additions_through_a_hundred_deaths_count_each_once(
     keeping: Keeping,
 ) -> None:
@@ -145,6 +146,7 @@ async def test_without_the_record_the_same_storm_counts_some_twice(keeping: Keep
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 async def test_ten_thousand_additions_through_kills_at_any_instant_count_each_once(
     keeping: Keeping,
 ) -> None:
@@ -154,11 +156,13 @@ async def test_ten_thousand_additions_through_kills_at_any_instant_count_each_on
     chance, done = random.Random(7), threading.Event()
 
     def kill() -> None:
-        while not done.wait(chance.uniform(0.001, 0.012)):
+        kills = 0
+        while kills < 100 and not done.wait(chance.uniform(0.001, 0.012)):
             engine = task.engine
             if engine is not None and engine.pid and task.state is State.RUNNING:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(engine.pid, signal.SIGKILL)
+                    kills += 1
 
     killer = threading.Thread(target=kill)
     killer.start()
