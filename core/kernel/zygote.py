@@ -31,6 +31,7 @@ from core.userlib.line import ANCILLARY_SIZE, descriptors_in
 from core.userlib.serving import run_task
 from core.userlib.stub import derive_all
 
+from .fresh import Loaded, start_interpreter
 from .process import enter_user_namespace, set_process_name
 from .spare import ORDER_LIMIT, Spare, fork_spare
 
@@ -48,6 +49,19 @@ class Spawn(msgspec.Struct, tag="spawn", array_like=True):
     token: int
     birth: Birth
     user_namespace: bool = False
+
+
+class Fresh(msgspec.Struct, tag="fresh", array_like=True):
+    """Order: start a zygote with fresh code. Comes with its end of a socket to the kernel.
+
+    Args:
+        programs: what it loads, as `module:Class`.
+        path: where it looks for modules.
+    """
+
+    token: int
+    programs: list[str]
+    path: list[str]
 
 
 class Kill(msgspec.Struct, tag="kill", array_like=True):
@@ -82,8 +96,8 @@ class Exited(msgspec.Struct, tag="exited", array_like=True):
     status: int
 
 
-Order = Spawn | Kill | AtEnd
-Report = Spawned | Exited
+Order = Spawn | Fresh | Kill | AtEnd
+Report = Spawned | Exited | Loaded
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 _decode_order: Final = msgspec.msgpack.Decoder(Order).decode
@@ -108,7 +122,7 @@ def start_zygote(programs: list[str]) -> tuple[int, socket.socket]:
     ours.close()
     try:
         _cover_descriptors({0, 1, 2, theirs.fileno()})
-        _Zygote(theirs, programs).run()
+        Zygote(theirs, programs).run()
     except BaseException:  # noqa: BLE001 - nothing above this frame may go on in the child
         traceback.print_exc()
     os._exit(1)
@@ -130,7 +144,14 @@ def _cover_descriptors(ours: set[int]) -> None:
                 os.dup2(null, number, inheritable=False)
 
 
-class _Zygote:
+class Zygote:
+    """The process itself; see the module head.
+
+    Args:
+        kernel: its end of the socket to the kernel; owned.
+        programs: the modules to load; one that cannot be loaded is reported when it is spawned.
+    """
+
     def __init__(self, kernel: socket.socket, programs: list[str]) -> None:
         self._kernel = kernel
         self._children: set[int] = set()
@@ -146,13 +167,19 @@ class _Zygote:
         for module in programs:
             with contextlib.suppress(ImportError):  # reported when the task is spawned
                 importlib.import_module(module)
+        self.settle()
+
+    def settle(self) -> None:
+        """Do once what every child would do, and take what is loaded now for permanent.
+
+        A child's collector need not look at it then, which would copy every page that it stands on.
+        """
         derive_all()
-        # What is loaded now stays for ever: a child's collector need not look at it, which would
-        # copy every page that it stands on.
         gc.collect()
         gc.freeze()
 
     def run(self) -> NoReturn:
+        """Obey orders and report ends until the kernel is gone."""
         poll = select.poll()
         poll.register(self._kernel, select.POLLIN)
         poll.register(self._wake_read, select.POLLIN)
@@ -198,6 +225,10 @@ class _Zygote:
             self._spawn(order.token, data, descriptors)
             for number in descriptors:
                 os.close(number)
+        elif isinstance(order, Fresh):
+            (connection,) = descriptors_in(ancillary)
+            self._start_fresh(order, connection)
+            os.close(connection)
         elif isinstance(order, Kill):
             if order.pid in self._children:
                 os.kill(order.pid, signal.SIGKILL)
@@ -229,6 +260,15 @@ class _Zygote:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         self._kernel.close()
         os.close(self._wake_read)
+
+    def _start_fresh(self, order: Fresh, connection: int) -> None:
+        try:
+            pid = start_interpreter(connection, order.programs, order.path)
+        except OSError:
+            self._report(Spawned(order.token, 0))
+            return
+        self._children.add(pid)
+        self._report(Spawned(order.token, pid))
 
     def _last_one_out(self) -> NoReturn:
         for pid in self._children:
@@ -280,7 +320,7 @@ class ZygoteLine:
     def readable(self) -> bool:
         """Take one report."""
         try:
-            data = self.socket.recv(4096)
+            data = self.socket.recv(_ORDER_LIMIT)
         except BlockingIOError:
             return False
         except OSError:
