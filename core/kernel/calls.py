@@ -315,6 +315,7 @@ def task_infos(kernel: Kernel) -> list[TaskInfo]:
             len(task.calls),
             sum(port.handled for port in task.ports),
             _last_line(task),
+            task.version,
         )
         for task in kernel.tasks
     ]

@@ -199,7 +199,8 @@ class Kernel:
             returned = port.take_back()
             for request in returned:
                 first = request is returned[0]
-                if request.id == guilty if guilty else first and not request.spec.waits:
+                unexplained = first and not orderly and not request.spec.waits
+                if request.id == guilty if guilty else unexplained:
                     suspect = request
                     request.deaths += 1
                 self._after_death(port, request)

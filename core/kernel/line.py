@@ -558,7 +558,12 @@ class KernelLine:
 
     def forgive(self) -> None:
         """It was killed from outside: the request that it was serving is not to blame."""
-        if self._suspect is not None and not self._guilty:
+        if not self._guilty:
+            self.acquit()
+
+    def acquit(self) -> None:
+        """It was no request's fault that it ended."""
+        if self._suspect is not None:
             self._suspect.deaths -= 1
             self._suspect = None
 

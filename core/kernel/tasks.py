@@ -96,7 +96,10 @@ class Engine(Protocol):
 
 
 class KernelTask:
-    """A place in the task table. See the module head."""
+    """A place in the task table. See the module head.
+
+    `version` counts the versions of its code that were tried; the one it was booted with is 1.
+    """
 
     def __init__(self, task_id: TaskId, program: Program, badge: int) -> None:
         self.id = task_id
@@ -117,6 +120,7 @@ class KernelTask:
         self.last_words: list[str] = []
         self.outages = Outages()
         self.has_served = False
+        self.version = 1
         self._next_name = FIRST_FREE_NAME
 
     def hold(self, right: KernelRight) -> int:

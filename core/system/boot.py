@@ -39,6 +39,7 @@ from core.userlib.server import NoOperations, Server
 from core.userlib.task import Task
 
 from .description import Grant, ServerDescription, SystemDescription
+from .replacement import Replacements
 from .supervisor import Policy
 from .zygotes import Zygote, Zygotes
 
@@ -85,9 +86,12 @@ class System:
                 prepared.zygote_pid,
                 prepared.zygote_socket,
                 self.rim,
-                self._wake,
+                self.wake,
                 self._first_zygote_ended,
-            )
+            ),
+            self.rim,
+            self.wake,
+            self._lost,
         )
         self._joined = itertools.count(1).__next__
         self._regions: dict[str, tuple[int, Region]] = {}
@@ -96,11 +100,13 @@ class System:
         self._stopping = False
         self._supervisor_deaths = 0
         self._changed = trio.Event()
+        self.replacements = Replacements(self)
+        self.replacements.note_files()
         self.failed = trio.Event()
         self.failure = ""
         self.kernel.start_incarnation = self._start_incarnation
         self.kernel.on_death = self._on_death
-        self.kernel.on_ready = lambda task: self._wake()
+        self.kernel.on_ready = lambda task: self.wake()
 
     # -- tasks -------------------------------------------------------------------------------------
 
@@ -218,15 +224,19 @@ class System:
     def _fail(self, reason: str) -> None:
         self.failure = self.failure or reason
         self.failed.set()
-        self._wake()
+        self.wake()
 
     def _on_death(self, task: KernelTask, reason: str, orderly: bool) -> None:
-        self._wake()
+        self.wake()
         if task.program.placement is Placement.JOINED:
             self.kernel.retire(task, "the program left")
             return
-        if self._stopping or self.failure:
+        if self._stopping or self.failure or self.replacements.died(task, reason, orderly):
             return
+        self.bury(task, reason, orderly=orderly)
+
+    def bury(self, task: KernelTask, reason: str, *, orderly: bool) -> None:
+        """Have it decided what follows a death: by the supervisor, or if it is its own, here."""
         if task.name == _SUPERVISOR:
             self._mend_supervisor(task, reason)
         else:
@@ -269,16 +279,18 @@ class System:
             except TaskError as error:
                 self._fail(f"the {_SUPERVISOR} cannot be started again: {error.detail}")
                 return
-            for other in self.kernel.tasks:
-                if (
-                    other.state is State.DOWN
-                    and other.main_port is not None
-                    and other.program.server
-                ):
-                    self._announce(other, "down while the supervisor was", orderly=False)
+            self.announce_down_to(task)
 
         self.rim.timers.arm(delay_s, again)
         self.rim.timers.arm(10.0, self._forgive_supervisor)
+
+    def announce_down_to(self, task: KernelTask) -> None:
+        """Tell a supervisor that starts anew of everything that is down; others hear nothing."""
+        if task.name != _SUPERVISOR:
+            return
+        for other in self.kernel.tasks:
+            if other.state is State.DOWN and other.main_port is not None and other.program.server:
+                self._announce(other, "down while the supervisor was", orderly=False)
 
     def _forgive_supervisor(self) -> None:
         self._supervisor_deaths -= 1
@@ -325,7 +337,16 @@ class System:
         """Have the zygote undo things when this process is gone, however it ends."""
         self.zygotes.first.at_end(commands, remove)
 
-    def _wake(self) -> None:
+    def _lost(self, servers: list[str]) -> None:
+        self.replacements.lost(servers)
+
+    def start_soon(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Run something beside the system until it ends."""
+        assert self._nursery is not None
+        self._nursery.start_soon(function, *arguments)
+
+    def wake(self) -> None:
+        """Wake all that wait for a change."""
         changed, self._changed = self._changed, trio.Event()
         changed.set()
 
@@ -375,17 +396,19 @@ class System:
     async def stop(self) -> None:
         """End every task, in the reverse order of the start; kill what does not end in time."""
         self._stopping = True
+        self.replacements.stop()
         started = self.description.start_order()
         brought = [task.name for task in self.kernel.tasks if task.name not in started]
         for name in [*reversed(brought), *reversed(started)]:
             task = self.kernel.tasks.named(name)
             if task is not None and task.engine is not None:
-                await self._stop_task(task)
+                await self.stop_task(task)
         for task in self.kernel.tasks:
             if task.state is not State.RETIRED:
                 self.kernel.retire(task, "the system was stopped")
 
-    async def _stop_task(self, task: KernelTask) -> None:
+    async def stop_task(self, task: KernelTask) -> None:
+        """End an incarnation in good order; kill it if that takes longer than STOP_TIMEOUT_S."""
         engine = task.engine
         if engine is None:
             return
@@ -398,15 +421,22 @@ class System:
                 await self._changed.wait()
         if task.engine is engine:
             self.kernel.log(f"{task.name} did not end within {STOP_TIMEOUT_S:g} s and is killed")
-            with contextlib.suppress(TaskError):
-                engine.kill()
-            with trio.move_on_after(1):
-                while task.engine is engine:
-                    await self._changed.wait()
+            await self.kill_task(task)
+
+    async def kill_task(self, task: KernelTask) -> None:
+        """Kill an incarnation, and wait a moment for its end."""
+        engine = task.engine
+        if engine is None:
+            return
+        with contextlib.suppress(TaskError):
+            engine.kill()
+        with trio.move_on_after(1):
+            while task.engine is engine:
+                await self._changed.wait()
 
     def close(self) -> None:
         """Let the zygote go, which ends what is left, and wait for it."""
-        self.zygotes.first.close()
+        self.zygotes.close()
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self.zygote_pid, 0)
         for descriptor, region in self._regions.values():

@@ -56,6 +56,34 @@ class TaskInfo(msgspec.Struct, frozen=True, array_like=True):
     calls: int
     handled: int
     last_end: str
+    version: int
+
+
+class Restarted(msgspec.Struct, frozen=True, array_like=True):
+    """What has become of a server that was replaced on purpose.
+
+    Attributes:
+        old_generation, generation: of the incarnations before and after.
+        version: which version of its code it has now; the one it was booted with is 1.
+        serves: whether it serves again; if not, the supervisor has it in hand.
+        pause_ms: from the end of the old incarnation's service to the beginning of the new one's.
+        changed: source files that are not what they were when the old version was loaded.
+        probation_s: how long from now on a failure brings the old version back.
+        failure: why the new incarnation does not serve; "" if it does. If there was changed code,
+            the old version is back.
+        notes: what else is to be said.
+    """
+
+    name: str
+    old_generation: int
+    generation: int
+    version: int
+    serves: bool
+    pause_ms: float
+    changed: list[str]
+    probation_s: float
+    failure: str
+    notes: list[str]
 
 
 class Outage(msgspec.Struct, array_like=True):
