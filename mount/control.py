@@ -11,7 +11,7 @@ import msgspec
 
 from core.abi import Right
 from core.userlib.interface import Descriptor, Interface, operation
-from core.userlib.kernel_calls import Outage, PortInfo, TaskInfo
+from core.userlib.kernel_calls import Outage, PortInfo, Restarted, TaskInfo
 
 
 class Status(msgspec.Struct, frozen=True):
@@ -52,8 +52,22 @@ class Control(Interface):
         """End a server's process with SIGKILL; return its pid. TaskError: unknown, or promoted."""
 
     @operation(waits=True)
-    async def restart(self, server: str) -> int:
-        """Stop a server in good order, have it started again, and return its new generation."""
+    async def restart(self, server: str, patience_s: float) -> Restarted:
+        """Stop a server in good order, start it again, and say how that went.
+
+        TaskError: it cannot be restarted now.
+        """
+
+    @operation(waits=True)
+    async def reload(self, server: str, patience_s: float, probation_s: float) -> Restarted:
+        """Replace a server's code by what its source files hold now, and say how that went.
+
+        TaskError: it cannot be; the old code serves on as if nothing had been.
+        """
+
+    @operation(waits=True)
+    async def probation(self, server: str) -> str:
+        """Wait until new code is on probation no more; return why it failed, or nothing."""
 
     @operation(idempotent=True)
     async def last_words(self, server: str) -> list[str]:

@@ -6,23 +6,18 @@ import collections
 import errno
 import os
 from collections.abc import Callable
-from typing import Final
-
-import trio
 
 from core.abi import Right
 from core.errors import Refused, TaskError
 from core.kernel.calls import port_infos, task_infos
-from core.kernel.tasks import KernelTask, State
+from core.kernel.tasks import KernelTask
 from core.system.boot import System
 from core.userlib.interface import Descriptor
-from core.userlib.kernel_calls import Outage, PortInfo, TaskInfo
+from core.userlib.kernel_calls import Outage, PortInfo, Restarted, TaskInfo
 from core.userlib.server import Server
 from core.userlib.task import Task
 
 from .control import Control, Status
-
-RESTART_TIMEOUT_S: Final = 15.0
 
 
 class ControlServer(Server):
@@ -77,20 +72,19 @@ class ControlServer(Server):
         self._system.kernel.kill(task)
         return pid
 
-    async def restart(self, server: str) -> int:
+    async def restart(self, server: str, patience_s: float) -> Restarted:
         """Restart a server in good order."""
-        task = self._server(server)
-        generation = task.id.generation
-        if task.engine is None:
-            raise TaskError(f"{server} is {task.state.value}; it cannot be restarted now")
-        task.engine.stop()
-        with trio.move_on_after(RESTART_TIMEOUT_S):
-            while task.id.generation == generation or task.state is not State.RUNNING:
-                if task.state is State.RETIRED:
-                    raise TaskError(f"{server} was given up; `atoll why {server}` says why")
-                await self._system.wait_changed()
-            return task.id.generation
-        raise TaskError(f"{server} did not restart within {RESTART_TIMEOUT_S:g} s")
+        name = self._server(server).name
+        return await self._system.replacements.restart(name, patience_s)
+
+    async def reload(self, server: str, patience_s: float, probation_s: float) -> Restarted:
+        """Reload a server's code."""
+        name = self._server(server).name
+        return await self._system.replacements.reload(name, patience_s, probation_s)
+
+    async def probation(self, server: str) -> str:
+        """Wait for the verdict on a server's new code."""
+        return await self._system.replacements.probation(self._server(server).name)
 
     def last_words(self, server: str) -> list[str]:
         """Say why a server's incarnations ended."""

@@ -15,6 +15,10 @@ SYSTEM: Final = Path(__file__).with_name("system.toml")
 """The system description that ships: every server in a process of its own."""
 FAST: Final = Path(__file__).with_name("fast.toml")
 """The same system with its servers promoted into the kernel's process."""
+PATIENCE_S: Final = 10.0
+"""How long the clients of a restarted server wait for it to be ready."""
+PROBATION_S: Final = 5.0
+"""How long a failure of new code brings the old code back."""
 NETS: Final = ("private", "host", "none")
 
 Net = Literal["private", "host", "none"]

@@ -105,7 +105,8 @@ def main(order: Mapping[str, Any]) -> NoReturn:
 
 
 def _words(error: BaseException) -> str:
-    text = "".join(traceback.format_exception(error)).rstrip()
+    lines = traceback.format_exception(error)
+    text = "".join(line for line in lines if "<frozen importlib" not in line).rstrip()
     if isinstance(error, SystemExit):
         text += " (the code asked the interpreter to exit)"
     return text[-_TEXT_LIMIT:]

@@ -46,10 +46,6 @@ if TYPE_CHECKING:
 
 LOAD_TIMEOUT_S: Final = 30.0
 """How long the loading of changed code may take; the old version serves meanwhile."""
-PATIENCE_S: Final = 10.0
-"""How long clients wait for a new version to be ready, unless told otherwise."""
-PROBATION_S: Final = 5.0
-"""How long a new version that serves is on probation, unless told otherwise."""
 _KILLED: Final = how(-signal.SIGKILL)
 _STOP_TRIES: Final = 3
 _LINES: Final = 12
@@ -62,6 +58,7 @@ class Replacements:
     def __init__(self, system: System) -> None:
         self.system = system
         self._current: dict[str, Replacement] = {}
+        self._last: dict[str, Replacement] = {}
         self._latest: dict[str, int] = {}
         self._booted = Version()
         self._own: Version | None = None
@@ -99,7 +96,7 @@ class Replacements:
         for replacement in self._current.values():
             replacement.scope.cancel()
 
-    async def restart(self, name: str, patience_s: float = PATIENCE_S) -> Restarted:
+    async def restart(self, name: str, patience_s: float) -> Restarted:
         """Replace a server's incarnation by one of the same code, and say how that went.
 
         Raises:
@@ -107,9 +104,7 @@ class Replacements:
         """
         return await self._begin(name, patience_s, lambda one: one.restart())
 
-    async def reload(
-        self, name: str, patience_s: float = PATIENCE_S, probation_s: float = PROBATION_S
-    ) -> Restarted:
+    async def reload(self, name: str, patience_s: float, probation_s: float) -> Restarted:
         """Replace a server's code by what its source files hold now, and say how that went.
 
         Returns as soon as the new version serves or the old one does again; `probation` waits for
@@ -131,11 +126,11 @@ class Replacements:
 
     async def probation(self, name: str) -> str:
         """Wait until a server is on probation no more; return why it failed, "" if it did not."""
-        current = self._current.get(name)
-        if current is None:
+        last = self._last.get(name)
+        if last is None:
             return ""
-        await current.over.wait()
-        return current.verdict
+        await last.over.wait()
+        return last.verdict
 
     async def _begin(
         self, name: str, patience_s: float, steps: Callable[[Replacement], Awaitable[None]]
@@ -149,7 +144,7 @@ class Replacements:
             if name in self._current:
                 raise TaskError(f"{name} is just being restarted")
         replacement = Replacement(self, task, patience_s)
-        self._current[name] = replacement
+        self._current[name] = self._last[name] = replacement
         self.system.start_soon(replacement.run, steps)
         await replacement.answered.wait()
         return replacement.result()

@@ -21,6 +21,17 @@ def complain(text: str) -> None:
     sys.stderr.flush()
 
 
+def advise(text: str) -> None:
+    """Write a remedy to standard error, below what was wrong."""
+    sys.stderr.write(f"  {text}\n")
+    sys.stderr.flush()
+
+
+def named(info: object) -> dict[str, Any]:
+    """Return what the kernel tells, with its fields' names: on the line they have none."""
+    return {name: getattr(info, name) for name in info.__struct_fields__}  # type: ignore[attr-defined]
+
+
 def say_json(value: Any) -> None:
     """Write a value as JSON, indented."""
     say(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())

@@ -8,7 +8,7 @@ import collections
 from mount.obstacle import NOT_RUNNING, ObstacleError
 from mount.run_directory import RunDirectory, find_system, roots
 
-from .output import duration, facts, say, say_json, table
+from .output import duration, facts, named, say, say_json, table
 from .parser import Commands, count
 
 
@@ -26,7 +26,8 @@ def register(commands: Commands) -> None:
         "ps",
         ps,
         "list the tasks of a system",
-        "The generation counts a task's incarnations: it grows whenever a server was restarted.\n\n"
+        "The generation counts a task's incarnations: it grows whenever a server was restarted.\n"
+        "The version counts those of its code, which `atoll restart --reload` changes.\n\n"
         "example:\n  atoll kill fs; atoll ps",
     )
     parser.add_argument("--json", action="store_true", help="for scripts")
@@ -89,14 +90,17 @@ def ps(arguments: argparse.Namespace) -> int:
     with control(arguments.name) as (_, system):
         tasks = ask(system.tasks())
     if arguments.json:
-        say_json([_named(task) for task in tasks])
+        say_json([named(task) for task in tasks])
         return 0
     table(
-        ["task", "generation", "placement", "state", "pid", "rights", "handled", "last end"],
+        [
+            *("task", "generation", "version", "placement", "state"),
+            *("pid", "rights", "handled", "last end"),
+        ],
         [
             [
-                *(task.name, task.generation, task.placement, task.state, task.pid or "-"),
-                *(task.rights, task.handled, _short(task.last_end)),
+                *(task.name, task.generation, task.version, task.placement, task.state),
+                *(task.pid or "-", task.rights, task.handled, _short(task.last_end)),
             ]
             for task in tasks
         ],
@@ -111,7 +115,7 @@ def ports(arguments: argparse.Namespace) -> int:
     with control(arguments.name) as (_, system):
         found = ask(system.ports())
     if arguments.json:
-        say_json([_named(port) for port in found])
+        say_json([named(port) for port in found])
         return 0
     table(
         ["port", "label", "interface", "receiver", "waiting", "in flight", "senders", "handled"],
@@ -124,11 +128,6 @@ def ports(arguments: argparse.Namespace) -> int:
         ],
     )
     return 0
-
-
-def _named(info: object) -> dict[str, object]:
-    """Return what the kernel tells, with its fields' names: on the line they have none."""
-    return {name: getattr(info, name) for name in info.__struct_fields__}  # type: ignore[attr-defined]
 
 
 def _short(reason: str) -> str:
