@@ -320,7 +320,7 @@ class ZygoteLine:
     def readable(self) -> bool:
         """Take one report."""
         try:
-            data = self.socket.recv(_ORDER_LIMIT)
+            data = self.socket.recv(ORDER_LIMIT)
         except BlockingIOError:
             return False
         except OSError:

@@ -266,7 +266,7 @@ async def test_code_that_cannot_be_loaded_leaves_the_old_version_untouched(
 ) -> None:
     place.write(**parts)
     await place.refused(match)
-    await place.until(lambda: len(children()) == 4)
+    await place.until(lambda: len(children()) == 5)  # zygote, its spare, servers
 
 
 @pytest.mark.parametrize(
@@ -442,7 +442,7 @@ async def test_many_reloads_leave_no_process_and_no_descriptor(place: Place) -> 
     place.write(word="adieu")
     await place.reload(probation_s=0)
     await place.reload("other", probation_s=0)
-    await place.until(lambda: len(children()) == 6)
+    await place.until(lambda: len(children()) == 9)  # zygotes, a spare each, servers
     before = descriptors()
     for turn in range(_TURNS):
         place.write(word=f"w{turn}")
@@ -453,5 +453,5 @@ async def test_many_reloads_leave_no_process_and_no_descriptor(place: Place) -> 
     place.write(word="last")
     await place.reload(probation_s=0)
     await place.system.replacements.probation("greeting")
-    await place.until(lambda: len(children()) == 6)
+    await place.until(lambda: len(children()) == 9)  # zygotes, a spare each, servers
     assert descriptors() == before
