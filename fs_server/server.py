@@ -95,17 +95,20 @@ class FileServer(Server):
         info, descriptor = await task.connect(Disk, "disk").lend()
         prepare_volume(directory, info)
         opens = Opens(task.boot_id, lambda number: task.keep(_OPENS, number), task.kept(_OPENS))
-        self.volume = Volume(
-            directory,
-            descriptor.take(),
-            opens=opens,
-            take_over=True,
-        )
+        self.volume = self.open_volume(directory, descriptor.take(), opens)
         for label, right in task.kept_rights().items():
             if label.startswith(_WATCH):
                 self._watchers[int(label.removeprefix(_WATCH))] = _Watcher(right)
         for client in list(self._watchers):
             self._notify(client)  # what happened around the restart is not known
+
+    def open_volume(self, directory: Path, data: int, opens: Opens) -> Volume:
+        """Open the volume. A subclass may open it with another clock, or watched.
+
+        Args:
+            data: the descriptor of the data file; the volume's from now on.
+        """
+        return Volume(directory, data, opens=opens, take_over=True)
 
     def stop(self) -> None:
         """Make everything durable and close the volume."""

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from core.errors import Refused
 from fs_server.volume import Volume
 
-from .disturbances import Counting, Failing, Killing, Recording, after_power_cut, load, store
+from .disturbances import Counting, Failing, Killing
+from .images import Recording, after_power_cut, load, store
 from .programs import Model, perform, random_program, show
 from .support import BOOT, ROOT, TOP, Clock, Kernel, assert_sound, make_file, new_volume, refused
 

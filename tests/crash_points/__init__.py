@@ -1,0 +1,1 @@
+"""Crash-point enumeration: a file server dies at every point of a history, and loses nothing."""

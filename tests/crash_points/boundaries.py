@@ -1,0 +1,200 @@
+"""Deaths at every message boundary of a running, isolated system.
+
+A history is performed through the file server's port. At each operation the file server's process,
+or the disk server's, or both, are ended with SIGKILL at one boundary; see `Boundary`. Then the
+client's call must return exactly what the model says, and all of the volume must be the model after
+the operation: done once, neither lost nor repeated.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+
+from core.errors import Refused
+from core.kernel.tasks import State
+from core.system.boot import Prepared, System, booted
+from core.system.description import parse_description
+from fs_server.interface import FileSystem
+from fs_server.mkfs import make_volume
+
+from .dying import Cell, Point
+from .history import BLOCKS, OWN_WORK, START_NS, STEP_NS, History
+from .looking import Binding, expected, look, looked_at
+from .model import Model, perform
+from .table import Table
+
+
+class Boundary(enum.Enum):
+    """Which server ends where."""
+
+    QUEUED = "fs is down when the request comes"
+    DELIVERED = "fs has the request, the handler has not begun"
+    WRITING = "fs is about to make the first change to the store"
+    COMMITTED = "fs has handled the request, the reply is not sent"
+    REPLIED = "fs has sent the reply"
+    DISK_GONE = "the disk server is down when the request comes"
+    DISK_QUEUED = "fs dies; the disk server is down when the next fs asks it"
+    DISK_DELIVERED = "fs dies; the disk server dies when the next fs asks it"
+    DISK_COMMITTED = "fs dies; the disk server dies before it answers the next fs"
+    DISK_REPLIED = "fs dies; the disk server dies when it has answered the next fs"
+
+
+_FS_POINTS: Final = {
+    Boundary.DELIVERED: Point.DELIVERED,
+    Boundary.WRITING: Point.WRITING,
+    Boundary.COMMITTED: Point.COMMITTED,
+    Boundary.REPLIED: Point.REPLIED,
+    Boundary.DISK_QUEUED: Point.DELIVERED,
+    Boundary.DISK_DELIVERED: Point.DELIVERED,
+    Boundary.DISK_COMMITTED: Point.DELIVERED,
+    Boundary.DISK_REPLIED: Point.DELIVERED,
+}
+_DISK_POINTS: Final = {
+    Boundary.DISK_QUEUED: Point.BORN,
+    Boundary.DISK_DELIVERED: Point.DELIVERED,
+    Boundary.DISK_COMMITTED: Point.COMMITTED,
+    Boundary.DISK_REPLIED: Point.REPLIED,
+}
+_DISK_DOWN: Final = (Boundary.DISK_GONE, Boundary.DISK_QUEUED)
+_FS, _DISK = 0, 1
+_NAMES: Final = ("fs", "disk")
+_STEP_TIMEOUT_S: Final = 40
+
+_DESCRIPTION: Final = """
+[server.supervisor]
+class = "core.system.supervisor:SupervisorServer"
+kernel = "full"
+
+[server.disk]
+class = "tests.crash_points.dying:DyingDiskServer"
+intensity = 1000000
+period_s = 0.001
+options = {{ state = "{state}", cell = "{cell}" }}
+
+[server.fs]
+class = "tests.crash_points.dying:DyingFileServer"
+intensity = 1000000
+period_s = 0.001
+grants = {{ disk = "disk" }}
+options = {{ state = "{state}", cell = "{cell}" }}
+"""
+
+Plan = Callable[[int], Boundary | None]
+"""Says at which boundary of a step a server is to end; None: at none."""
+
+
+class _Boundaries:
+    """One history in one system."""
+
+    def __init__(self, system: System, cell: Cell, of: History, table: Table) -> None:
+        self._system = system
+        self._cell = cell
+        self._history = of
+        self._table = table
+        self._model = Model(BLOCKS, START_NS)
+        self._binding = Binding()
+        self._fs: Any = system.connect(FileSystem, "fs")
+
+    async def run(self, plan: Plan) -> None:
+        """Perform all steps."""
+        for index, step in enumerate(self._history.steps):
+            if step.operation in OWN_WORK:
+                continue
+            with trio.fail_after(_STEP_TIMEOUT_S):
+                await self._step(index, plan(index))
+
+    async def _step(self, index: int, boundary: Boundary | None) -> None:
+        step = self._history.steps[index]
+        self._cell.now = self._model.now = self._history.now(index)
+        wanted = perform(self._model, step.operation, step.arguments)
+        deaths = [self._cell.deaths(server) for server in (_FS, _DISK)]
+        killed = await self._prepare(boundary)
+        generations = [self._system.task(name).id.generation for name in _NAMES]
+        reply = await self._call(index)
+        died = []
+        for server, points in ((_FS, _FS_POINTS), (_DISK, _DISK_POINTS)):
+            if boundary in points and boundary is not Boundary.WRITING:
+                await self._wait(server, generations[server] + 1)  # a reply may overtake the death
+            self._cell.arm(server, Point.NOWHERE)
+            died.append((self._cell.deaths(server) - deaths[server]) & 0xFF)
+            await self._wait(server, generations[server] + died[server])
+        problems = []
+        if not self._binding.same(wanted, reply):
+            problems.append(f"replied {reply}, should be {wanted}")
+        if boundary is None:
+            assert not problems, f"undisturbed, step {index}, {step}: {problems}"
+            return
+        self._cell.now = self._model.now = self._history.now(index) + STEP_NS // 2
+        after = expected(self._model)
+        problems.append((await look(self._fs, self._binding.orphans())).difference(after))
+        looked_at(self._model)
+        row = self._table.row(step.operation)
+        row.boundaries += 1
+        row.deaths += killed + sum(died)
+        if any(problems):
+            text = "; ".join(problem for problem in problems if problem)
+            self._table.lose(step.operation, f"step {index}, {step}, {boundary.value}: {text}")
+
+    async def _prepare(self, boundary: Boundary | None) -> int:
+        """Arm what shall happen, and end what must be down already; return how many that were."""
+        if boundary is None:
+            return 0
+        self._cell.arm(_FS, _FS_POINTS.get(boundary, Point.NOWHERE))
+        self._cell.arm(_DISK, _DISK_POINTS.get(boundary, Point.NOWHERE))
+        if boundary is Boundary.QUEUED:
+            await self._kill(_FS)
+        elif boundary in _DISK_DOWN:
+            await self._kill(_DISK)
+        else:
+            return 0
+        return 1
+
+    async def _kill(self, server: int) -> None:
+        """End a server, and return as soon as the kernel knows."""
+        task = self._system.task(_NAMES[server])
+        assert task.engine is not None
+        os.kill(task.engine.pid, signal.SIGKILL)
+        while task.state is State.RUNNING:
+            await self._system.wait_changed()
+
+    async def _wait(self, server: int, generation: int) -> None:
+        """Wait until an incarnation of at least that generation serves."""
+        task = self._system.task(_NAMES[server])
+        while task.id.generation < generation or task.state is not State.RUNNING:
+            await self._system.wait_changed()
+
+    async def _call(self, index: int) -> Any:
+        step = self._history.steps[index]
+        try:
+            return await getattr(self._fs, step.operation)(*self._binding.arguments(step))
+        except Refused as error:
+            return errno.errorcode[error.errno]
+
+
+def run_boundaries(of: History, table: Table, directory: Path, plan: Plan) -> list[str]:
+    """Perform a history in a system of its own; return the kernel's log.
+
+    Args:
+        directory: for the volume; it must not exist yet.
+    """
+    make_volume(directory, BLOCKS * 4096, mode=0o777, now=START_NS)
+    cell = Cell(directory / "cell")
+    cell.now = START_NS
+    text = _DESCRIPTION.format(state=directory, cell=directory / "cell")
+    prepared = Prepared(parse_description(text, "crash points"))
+    log: list[str] = []
+
+    async def main() -> None:
+        async with booted(prepared, log.append) as system:
+            await _Boundaries(system, cell, of, table).run(plan)
+
+    trio.run(main)
+    return log
