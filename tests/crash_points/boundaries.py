@@ -19,7 +19,7 @@ from typing import Any, Final
 import trio
 
 from core.errors import Refused
-from core.kernel.tasks import State
+from core.kernel.tasks import KernelTask, State
 from core.system.boot import Prepared, System, booted
 from core.system.description import parse_description
 from fs_server.interface import FileSystem
@@ -40,7 +40,7 @@ class Boundary(enum.Enum):
     WRITING = "fs is about to make the first change to the store"
     COMMITTED = "fs has handled the request, the reply is not sent"
     REPLIED = "fs has sent the reply"
-    DISK_GONE = "the disk server is down when the request comes"
+    DISK_GONE = "the disk server is down while the request is served"
     DISK_QUEUED = "fs dies; the disk server is down when the next fs asks it"
     DISK_DELIVERED = "fs dies; the disk server dies when the next fs asks it"
     DISK_COMMITTED = "fs dies; the disk server dies before it answers the next fs"
@@ -58,13 +58,17 @@ _FS_POINTS: Final = {
     Boundary.DISK_REPLIED: Point.DELIVERED,
 }
 _DISK_POINTS: Final = {
-    Boundary.DISK_QUEUED: Point.BORN,
     Boundary.DISK_DELIVERED: Point.DELIVERED,
     Boundary.DISK_COMMITTED: Point.COMMITTED,
     Boundary.DISK_REPLIED: Point.REPLIED,
 }
-_DISK_DOWN: Final = (Boundary.DISK_GONE, Boundary.DISK_QUEUED)
 _FS, _DISK = 0, 1
+_DOWN: Final = {
+    Boundary.QUEUED: _FS,
+    Boundary.DISK_GONE: _DISK,
+    Boundary.DISK_QUEUED: _DISK,
+}
+"""Which server is down already when the request is made."""
 _NAMES: Final = ("fs", "disk")
 _STEP_TIMEOUT_S: Final = 40
 
@@ -91,6 +95,36 @@ Plan = Callable[[int], Boundary | None]
 """Says at which boundary of a step a server is to end; None: at none."""
 
 
+class _Gate:
+    """Stands before the start of incarnations: one server can be held down."""
+
+    def __init__(self, system: System) -> None:
+        self._start = system.kernel.start_incarnation
+        system.kernel.start_incarnation = self._come
+        self._held = ""
+        self._waiting: list[KernelTask] = []
+        self.came = trio.Event()
+        """The server that is held down would start now."""
+
+    def hold(self, name: str) -> None:
+        """From now on this server does not start."""
+        self._held = name
+        self.came = trio.Event()
+
+    def release(self) -> None:
+        """Let it start."""
+        self._held = ""
+        while self._waiting:
+            self._start(self._waiting.pop())
+
+    def _come(self, task: KernelTask) -> None:
+        if task.name == self._held:
+            self._waiting.append(task)
+            self.came.set()
+        else:
+            self._start(task)
+
+
 class _Boundaries:
     """One history in one system."""
 
@@ -101,6 +135,7 @@ class _Boundaries:
         self._table = table
         self._model = Model(BLOCKS, START_NS)
         self._binding = Binding()
+        self._gate = _Gate(system)
         self._fs: Any = system.connect(FileSystem, "fs")
 
     async def run(self, plan: Plan) -> None:
@@ -118,7 +153,7 @@ class _Boundaries:
         deaths = [self._cell.deaths(server) for server in (_FS, _DISK)]
         killed = await self._prepare(boundary)
         generations = [self._system.task(name).id.generation for name in _NAMES]
-        reply = await self._call(index)
+        reply = await self._call_in_time(index, boundary)
         died = []
         for server, points in ((_FS, _FS_POINTS), (_DISK, _DISK_POINTS)):
             if boundary in points and boundary is not Boundary.WRITING:
@@ -149,21 +184,38 @@ class _Boundaries:
             return 0
         self._cell.arm(_FS, _FS_POINTS.get(boundary, Point.NOWHERE))
         self._cell.arm(_DISK, _DISK_POINTS.get(boundary, Point.NOWHERE))
-        if boundary is Boundary.QUEUED:
-            await self._kill(_FS)
-        elif boundary in _DISK_DOWN:
-            await self._kill(_DISK)
-        else:
+        down = _DOWN.get(boundary)
+        if down is None:
             return 0
-        return 1
-
-    async def _kill(self, server: int) -> None:
-        """End a server, and return as soon as the kernel knows."""
-        task = self._system.task(_NAMES[server])
+        self._gate.hold(_NAMES[down])
+        task = self._system.task(_NAMES[down])
         assert task.engine is not None
         os.kill(task.engine.pid, signal.SIGKILL)
-        while task.state is State.RUNNING:
-            await self._system.wait_changed()
+        await self._gate.came.wait()
+        return 1
+
+    async def _call_in_time(self, index: int, boundary: Boundary | None) -> Any:
+        """Make the call, and let what is down start when the boundary says so."""
+        down = None if boundary is None else _DOWN.get(boundary)
+        if down is None:
+            return await self._call(index)
+        if boundary is Boundary.DISK_GONE:
+            reply = await self._call(index)
+            self._gate.release()
+            return reply
+        found: list[Any] = []
+
+        async def call() -> None:
+            found.append(await self._call(index))
+
+        port = self._system.task(_NAMES[down]).main_port
+        assert port is not None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(call)
+            while not port.queue:
+                await trio.lowlevel.checkpoint()
+            self._gate.release()
+        return found[0]
 
     async def _wait(self, server: int, generation: int) -> None:
         """Wait until an incarnation of at least that generation serves."""

@@ -34,15 +34,13 @@ class Point(enum.IntEnum):
     """Where a server ends."""
 
     NOWHERE = 0
-    BORN = 1
-    """Before it can receive anything."""
-    DELIVERED = 2
+    DELIVERED = 1
     """A request has arrived, its handler has not begun."""
-    WRITING = 3
+    WRITING = 2
     """The handler is about to make its first change to the store."""
-    COMMITTED = 4
+    COMMITTED = 3
     """The handler has returned, the reply has not been sent."""
-    REPLIED = 5
+    REPLIED = 4
     """The reply has been sent."""
 
 
@@ -127,7 +125,6 @@ def _attach(task: Task, server: int) -> Cell:
     """Put the hooks into a task's line."""
     assert isinstance(task, IsolatedTask)
     cell = Cell(Path(task.options["cell"]))
-    cell.reached(server, Point.BORN)
     task.line.__class__ = _DyingLine
     assert isinstance(task.line, _DyingLine)
     task.line.cell, task.line.server = cell, server
