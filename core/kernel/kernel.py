@@ -187,7 +187,6 @@ class Kernel:
         task.engine = None
         task.state = State.DOWN
         task.remember_end(reason)
-        task.outages.ended(task.id.generation, reason)
         self._abort_calls_of(task)
         self._drop_names_of(task)
         for port in list(task.ports):

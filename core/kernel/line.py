@@ -101,6 +101,7 @@ class KernelLine:
         connection.setblocking(False)
         self.kernel = kernel
         self.task = task
+        self.generation = task.id.generation
         self.pid = 0
         self.socket = connection
         self.region = region

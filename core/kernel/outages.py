@@ -30,11 +30,11 @@ class Outages:
         self._open.append(Outage(generation, lines[-1] if lines else "", time.monotonic(), 0.0))
         del self._open[:-OUTAGES_LIMIT]
 
-    def explain(self, reason: str) -> None:
-        """More is known now of why the last incarnation ended."""
-        for found in (self._open, self._over):
-            if found:
-                found[-1].reason = reason
+    def explain(self, generation: int, reason: str) -> None:
+        """More is known now of why that incarnation ended."""
+        for outage in (*reversed(self._open), *reversed(self._over)):
+            if outage.generation == generation:
+                outage.reason = reason
                 return
 
     def served(self) -> None:

@@ -144,10 +144,7 @@ class Zygote:
             line.close(how(report.status))
         if report.status == -signal.SIGKILL:
             line.forgive()
-        words = line.task.last_words
-        if words and words[-1] == PROCESS_ENDED:
-            words[-1] = how(report.status)
-            line.task.outages.explain(words[-1])
+        line.task.explain_end(line.generation, PROCESS_ENDED, how(report.status))
 
     def _ended(self) -> None:
         if not self.closed:

@@ -40,7 +40,8 @@ RETURN_S: Final = 15.0
 CHAOS_FAILED: Final = 125
 """Exit status when the command succeeded and yet something was lost, or chaos itself failed."""
 _GATHER_S: Final = 5.0
-_KILLED: Final = ("it was ended by SIGKILL", "it was killed")
+KILLED: Final = frozenset({"it was ended by SIGKILL", "it was killed"})
+"""What the kernel gives as the reason of a death when it was a kill."""
 _ECHO_GRACE_S: Final = 0.1
 """An echo request that was sent this long before a death may have been read, and died with it."""
 
@@ -253,7 +254,7 @@ def _losses(
         yield f"ping: {lost} echo requests unanswered while all servers were there"
     for name, outages in books.outages.items():
         for outage in outages:
-            if outage.reason not in _KILLED:
+            if outage.reason not in KILLED:
                 yield f"{name}, generation {outage.generation}, was not killed: {outage.reason}"
 
 

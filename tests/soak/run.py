@@ -26,12 +26,20 @@ class Run:
         seconds: for how long new work is begun.
         seed: what is drawn by chance follows from it; the order in which threads run does not.
         say: where progress goes.
+        small: every piece of work is a small one, because the time is short.
     """
 
     def __init__(
-        self, name: str, seconds: float, seed: int, say: Callable[[str], None] = print
+        self,
+        name: str,
+        seconds: float,
+        seed: int,
+        say: Callable[[str], None] = print,
+        *,
+        small: bool = False,
     ) -> None:
         self.name = name
+        self.small = small
         self.seconds = seconds
         self.seed = seed
         self.counts: collections.Counter[str] = collections.Counter()

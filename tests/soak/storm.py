@@ -7,9 +7,13 @@ import time
 from pathlib import Path
 from typing import Final
 
+from fs_server.server import FileServer
+from mount.chaos.pauses import figures, pauses_s
+from mount.chaos.probes import FileProbe
+from mount.chaos.session import KILLED, Books
 from tests.support.live_system import LiveSystem
 
-from .deaths import Probe, Storm
+from .deaths import Storm
 from .door import (
     SERVERS,
     Door,
@@ -20,25 +24,32 @@ from .door import (
     resident_kib,
     using_namespace,
 )
+from .file_servers import FROM_RECORD, WatchedFileServer, describe_with
 from .run import LossError, Run
-from .works import WORKS, Workplace, attempt, check_tree, worker
+from .workers import WORKS, attempt, worker
+from .works import Workplace, check_tree
 
 _QUIET_S: Final = 15.0
+_GATHER_S: Final = 5.0
 _ALARMING: Final = ("Traceback", "kernel: a packet", "poison:", "given up", "did not end within")
 """What no line of the log may say."""
 
 
-def storm(run: Run) -> None:
-    """Work, kill, and compare; see the module head."""
+def storm(run: Run, file_server: type[FileServer] = WatchedFileServer) -> None:
+    """Work, kill, and compare; see the module head.
+
+    Args:
+        file_server: serves `fs`; the default is the one that ships, watched.
+    """
     system = LiveSystem(f"storm{run.seed % 10_000}")
     try:
-        _whole(run, system)
+        _whole(run, system, ("--system", str(describe_with(file_server, system.top))))
     finally:
         system.close()
 
 
-def _whole(run: Run, system: LiveSystem) -> None:
-    system.up()
+def _whole(run: Run, system: LiveSystem, options: tuple[str, ...]) -> None:
+    system.up(*options)
     with opened(system) as door:
         namespace = door.namespace()
         inode = os.fstat(namespace).st_ino
@@ -49,7 +60,7 @@ def _whole(run: Run, system: LiveSystem) -> None:
             os.close(namespace)
     _check_log(run, system)
     _end(run, system, inode)
-    system.up()
+    system.up(*options)
     _compare_last_tree(run, place)
     _end(run, system, 0)
 
@@ -61,9 +72,9 @@ def _weather(run: Run, system: LiveSystem, door: Door, place: Workplace) -> None
         for function in functions:
             attempt(place, function, run.random(f"{name} before"), -1)
     before = _Standing(door, kernel)
-    zygote = next(pid for pid in _children(kernel))
-    place.storm = Storm(run, door, zygote)
-    probe = Probe(run, place.mount)
+    books = Books(door, list(SERVERS))
+    place.storm = Storm(run, door)
+    probe = FileProbe(place.mount)
     workers = [worker(place, name) for name in WORKS]
     run.begin_now()
     place.storm.start()
@@ -71,17 +82,41 @@ def _weather(run: Run, system: LiveSystem, door: Door, place: Workplace) -> None
     for thread in workers:
         thread.start()
     for thread in workers:
-        thread.join()
+        while thread.is_alive():
+            thread.join(_GATHER_S)
+            _gather(run, books)
     place.storm.stop()
+    down = books.settle()
     probe.stop()
-    run.facts.append(probe.describe())
+    _gather(run, books)
+    run.check(not down, f"these do not serve any more: {down}")
+    run.check(not place.storm.failure, place.storm.failure)
+    for failure in probe.failures:
+        run.lose(failure)
     run.check(system.kernel == kernel, "the kernel is another process")
-    _check_generations(run, door, before, place.storm)
+    _check_deaths(run, door, before, books)
     _check_standing(run, door, kernel, before)
+    _tell(run, place.storm, books, probe)
 
 
-def _children(pid: int) -> list[int]:
-    return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+def _gather(run: Run, books: Books) -> None:
+    """Read on in the kernel's record of deaths, and count them."""
+    books.gather()
+    deaths = sum(map(len, books.outages.values()))
+    run.count("kills", deaths - run.counts["kills"])
+
+
+def _tell(run: Run, weather: Storm, books: Books, probe: FileProbe) -> None:
+    stops = sum(map(len, weather.stops.values()))
+    killed = ", ".join(f"{name} {len(outages)}" for name, outages in books.outages.items())
+    run.facts.append(f"killed {killed}; {stops} stops")
+    away = figures([span.ready_s - span.ended_s for span in books.spans(*SERVERS)])
+    seen = figures(pauses_s(books.spans("fs"), probe.waits))
+    for what, found in (("away", away), ("pauses of fs at the mount", seen)):
+        run.facts.append(
+            f"{what}: median {found.median_ms:.1f}, p99 {found.p99_ms:.1f},"
+            f" longest {found.max_ms:.1f} ms"
+        )
 
 
 class _Standing:
@@ -106,16 +141,16 @@ class _Standing:
         return found
 
 
-def _check_generations(run: Run, door: Door, before: _Standing, weather: Storm) -> None:
-    """Every death was one of ours, and every one of ours was a death."""
-    deadline = time.monotonic() + _QUIET_S
-    wanted = {name: before.generations[name] + weather.kills[name] for name in SERVERS}
-    while True:
-        found = {name: task.generation for name, task in door.servers().items()}
-        if found == wanted or time.monotonic() > deadline:
-            break
-        time.sleep(0.1)
-    run.check(found == wanted, f"generations are {found}, by the kills {wanted}")
+def _check_deaths(run: Run, door: Door, before: _Standing, books: Books) -> None:
+    """Every death is in the kernel's record, and every one was a kill."""
+    for name, task in door.servers().items():
+        deaths = books.outages[name]
+        run.check(
+            task.generation == before.generations[name] + len(deaths),
+            f"{name} is generation {task.generation}, the record has {len(deaths)} deaths",
+        )
+        for reason in {death.reason for death in deaths} - KILLED:
+            run.lose(f"{name} died of something else: {reason}")
 
 
 def _check_standing(run: Run, door: Door, kernel: int, before: _Standing) -> None:
@@ -130,7 +165,9 @@ def _check_standing(run: Run, door: Door, kernel: int, before: _Standing) -> Non
 
 
 def _check_log(run: Run, system: LiveSystem) -> None:
-    for line in system.run.log_path.read_text().splitlines():
+    lines = system.run.log_path.read_text().splitlines()
+    run.count("answers from the record", sum(FROM_RECORD in line for line in lines))
+    for line in lines:
         if any(word in line for word in _ALARMING):
             run.lose(f"the log says: {line}")
 

@@ -15,9 +15,7 @@ import shutil
 import socket
 import sqlite3
 import subprocess
-import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -52,7 +50,7 @@ class Workplace:
         self.namespace = namespace
         self.storm: Storm | None = None
         self.source = system.top / "source"
-        self.manifest = make_tree(self.source, run.random("tree"))
+        self.manifest = make_tree(self.source, run.random("tree"), 20 if run.small else 60)
 
     def command(self, *words: str | Path, stdin: Path | None = None) -> str:
         """Run a program to its end and return its output. LossError unless it succeeded."""
@@ -85,11 +83,11 @@ class Workplace:
         return self.storm is not None and self.storm.disturbed(servers, since)
 
 
-def make_tree(top: Path, chance: random.Random) -> Manifest:
+def make_tree(top: Path, chance: random.Random, files: int) -> Manifest:
     """Make a tree of small and large files, links among them; return its manifest."""
     top.mkdir()
     places = [top]
-    for number in range(60):
+    for number in range(files):
         place = chance.choice(places)
         if chance.random() < 0.15:
             places.append(place / f"directory {number}")
@@ -167,18 +165,20 @@ def archive(place: Workplace, chance: random.Random, turn: int) -> None:
 def repository(place: Workplace, chance: random.Random, turn: int) -> None:
     """`git`: a history of some commits, packed and cloned."""
     work = place.mount / "repository"
-    place.command("git", "init", "-q", work)
+    place.command("git", "init", "-q", "--template=", work)
     git = ("git", "-C", work)
-    for number in range(3):
+    for number in range(1 if place.run.small else 3):
         for _ in range(5):
             path = work / f"file-{chance.randrange(20)}"
             path.write_bytes(chance.randbytes(chance.randrange(20_000)))
         place.command(*git, "add", "-A")
         place.command(*git, "commit", "-q", "--allow-empty", "-m", f"commit {number}")
     place.command(*git, "fsck", "--strict")
-    if chance.random() < 0.3:
+    if chance.random() < 0.3 and not place.run.small:
         place.command(*git, "gc", "-q")
-    place.command("git", "clone", "-q", "--no-hardlinks", work, place.mount / "clone")
+    source = chance.choice((str(work), f"file://{work}"))  # the second by way of a packed stream
+    clone = ("git", "clone", "-q", "--template=", "--no-hardlinks")
+    place.command(*clone, source, place.mount / "clone")
     place.command("git", "-C", place.mount / "clone", "fsck", "--strict")
     heads = [place.command("git", "-C", top, "rev-parse", "HEAD") for top in (work, "clone")[:1]]
     heads.append(place.command("git", "-C", place.mount / "clone", "rev-parse", "HEAD"))
@@ -197,8 +197,10 @@ def database(place: Workplace, chance: random.Random, turn: int) -> None:
         data.execute(f"pragma journal_mode={mode}")
         data.execute("create table if not exists account (id integer primary key, sum integer)")
         data.execute("delete from account")
+        data.execute("begin")
         data.executemany("insert into account values (?, ?)", wanted.items())
-        for _ in range(20):
+        data.execute("commit")
+        for _ in range(6 if place.run.small else 20):
             amount, left, right = chance.randrange(50), *chance.sample(range(50), 2)
             data.execute("begin immediate")
             change = "update account set sum = sum + ? where id = ?"
@@ -221,7 +223,8 @@ def database(place: Workplace, chance: random.Random, turn: int) -> None:
 def pipeline(place: Workplace, chance: random.Random, turn: int) -> None:
     """`atoll run`: octets through two or three ports of the pipe server."""
     path = place.system.top / "octets"
-    octets = chance.randbytes(chance.choice((0, 1, 70_000, 1_000_000, 5_000_000)))
+    sizes = (0, 1, 70_000, 1_000_000, *(() if place.run.small else (5_000_000,)))
+    octets = chance.randbytes(chance.choice(sizes))
     path.write_bytes(octets)
     middle = chance.choice(
         ("cat", "gzip -1 | gunzip", "base64 | base64 -d", "dd bs=777 2>/dev/null")
@@ -239,6 +242,7 @@ def pipeline(place: Workplace, chance: random.Random, turn: int) -> None:
 def ping(place: Workplace, chance: random.Random, turn: int) -> None:
     """`ping` from the host: an answer to every echo, unless a server just died."""
     size, count = chance.choice((0, 56, 1000, 1472, 1473, 5000, 20_000)), 40
+    count = 12 if place.run.small else count
     words = ("ping", "-q", "-c", count, "-i", "0.02", "-W", "2", "-s", size, ADDRESS)
     begin = time.monotonic()
     done = subprocess.run(
@@ -266,7 +270,7 @@ def datagrams(place: Workplace, chance: random.Random, turn: int) -> None:
     with run_inside(place.namespace, lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as s:
         s.settimeout(2)
         s.connect((ADDRESS, 7))
-        for number in range(100):
+        for number in range(25 if place.run.small else 100):
             octets = number.to_bytes(4, "big") + chance.randbytes(chance.choice((0, 9, 1400, 7000)))
             try:
                 s.send(octets)
@@ -285,39 +289,3 @@ def datagrams(place: Workplace, chance: random.Random, turn: int) -> None:
                 raise LossError(f"udp: datagram {number} came back changed")
             place.run.count("datagrams")
     place.run.count("datagrams lost in restarts", lost)
-
-
-Work = Callable[[Workplace, random.Random, int], None]
-WORKS: Final[dict[str, tuple[Work, ...]]] = {
-    "trees": (copy, archive),
-    "history": (repository,),
-    "data": (database,),
-    "pipes": (pipeline,),
-    "network": (ping, datagrams),
-}
-"""What each worker does in turn."""
-
-
-def worker(place: Workplace, name: str) -> threading.Thread:
-    """Return a thread that works until the run is over, and goes on after a loss."""
-    chance = place.run.random(name)
-
-    def work() -> None:
-        turn = 0
-        while not place.run.over():
-            for function in WORKS[name]:
-                attempt(place, function, chance, turn)
-            turn += 1
-
-    return threading.Thread(target=work, name=name)
-
-
-def attempt(place: Workplace, function: Work, chance: random.Random, turn: int) -> None:
-    """Do one turn; note what was lost, and clear away what it left."""
-    try:
-        function(place, chance, turn)
-    except (LossError, OSError, sqlite3.Error, subprocess.SubprocessError) as error:
-        place.run.lose(f"{function.__name__}, turn {turn}: {type(error).__name__}: {error}")
-        for left in ("archive", "repository", "clone"):
-            if function.__name__.startswith(left[:4]) or left == "clone":
-                shutil.rmtree(place.mount / left, ignore_errors=True)

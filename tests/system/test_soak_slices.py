@@ -6,10 +6,20 @@ from collections.abc import Callable
 
 import pytest
 
+from fs_server.server import FileServer
+from tests.soak.__main__ import unlucky
+from tests.soak.changes import Changer
+from tests.soak.door import opened
+from tests.soak.file_servers import (
+    FROM_RECORD,
+    ForgetfulFileServer,
+    UnluckyFileServer,
+    describe_with,
+)
 from tests.soak.files import files
 from tests.soak.frames import frames
-from tests.soak.run import Run
-from tests.soak.storm import storm
+from tests.soak.run import LossError, Run
+from tests.support.live_system import NO_DEVICES, LiveSystem
 
 pytestmark = [pytest.mark.slow, pytest.mark.needs_root, pytest.mark.needs_fuse]
 
@@ -17,17 +27,48 @@ pytestmark = [pytest.mark.slow, pytest.mark.needs_root, pytest.mark.needs_fuse]
 def slice_of(program: Callable[[Run], None], seconds: float, seed: int) -> Run:
     """Run a program for a while and fail with what it lost."""
     lines: list[str] = []
-    run = Run(program.__name__, seconds, seed, lines.append)
+    run = Run(program.__name__, seconds, seed, lines.append, small=True)
     program(run)
     assert not run.losses, "\n".join([run.verdict(), *lines])
     return run
 
 
 def test_work_goes_on_while_servers_are_killed() -> None:
-    counts = slice_of(storm, 6, 7).counts
+    counts = slice_of(unlucky, 6, 7).counts
     assert counts["kills"] > 0
     assert counts["commands"] > 0
     assert counts["files compared"] > 0
+    assert counts["operations"] > 0
+    assert counts["builds"] > 0
+    assert counts["answers from the record"] > 0
+
+
+def changed_under_deaths(server: type[FileServer], deaths: int) -> str:
+    """Change names until the file server has died so often; return the first loss."""
+    system = LiveSystem("answers")
+    try:
+        system.up("--system", str(describe_with(server, system.top)), *NO_DEVICES)
+        with opened(system) as door:
+            changer = Changer(door, b"names")
+            while door.tasks()["fs"].generation < deaths:
+                changer.round()
+            changer.leave()
+        log = system.run.log_path.read_text()
+    except LossError as error:
+        return str(error)
+    finally:
+        system.close()
+    assert FROM_RECORD in log
+    return ""
+
+
+def test_a_death_between_a_change_and_its_answer_is_harmless_because_of_the_record() -> None:
+    assert not changed_under_deaths(UnluckyFileServer, 3)
+
+
+def test_the_same_deaths_are_found_out_when_nobody_looks_into_the_record() -> None:
+    loss = changed_under_deaths(ForgetfulFileServer, 3)
+    assert "File exists" in loss or "No such file" in loss, loss
 
 
 def test_volumes_do_what_the_host_does_and_survive_disasters() -> None:
