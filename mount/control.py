@@ -89,6 +89,10 @@ class Control(Interface):
     async def network_namespace(self) -> Descriptor:
         """Return the network namespace that the host's side of the link is in. Refused: ENONET."""
 
+    @operation(idempotent=True)
+    async def badges(self) -> dict[int, str]:
+        """Return the names of all tasks by the badge that servers see on their rights."""
+
     @operation
     async def port_of(self, server: str) -> Right:
         """Return a right to any server's port, for tests and tools of the system's owner."""

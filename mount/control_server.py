@@ -110,6 +110,10 @@ class ControlServer(Server):
             raise Refused(errno.ENONET, "this system has no network namespace of its own")
         return Descriptor(os.dup(number))
 
+    def badges(self) -> dict[int, str]:
+        """Say which badge is whose."""
+        return {task.badge: task.name for task in self._system.kernel.tasks}
+
     def port_of(self, server: str) -> Right:
         """Return a right to a server's port, with the caller's badge."""
         right = self._server(server).names[1].derive(badge=self.request.badge)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from core.errors import AtollError, TaskError
 from core.userlib.joined import join
 from core.userlib.line import ClosedError
-from core.userlib.task import complete
+from core.userlib.task import Task, complete
 from mount.control import Control
 from mount.obstacle import NOT_RUNNING, ObstacleError
 from mount.run_directory import RunDirectory, find_system
@@ -35,6 +35,13 @@ def control(name: str) -> Iterator[tuple[RunDirectory, Control]]:
     Raises:
         ObstacleError: it does not run, or does not answer.
     """
+    with joined_control(name) as (run, _, client):
+        yield run, client
+
+
+@contextlib.contextmanager
+def joined_control(name: str) -> Iterator[tuple[RunDirectory, Task, Control]]:
+    """Like `control`; yield the task too that this program is, which can use other ports."""
     run = find_system(name)
     with contextlib.ExitStack() as stack:
         try:
@@ -45,4 +52,4 @@ def control(name: str) -> Iterator[tuple[RunDirectory, Control]]:
             cause = f"its process {record.pid if record else ''} runs, but: {error}"
             remedy = f"see {run.log_path}, or run: atoll --name {name} down"
             raise ObstacleError(f"system {name}", cause, remedy) from None
-        yield run, client
+        yield run, task, client

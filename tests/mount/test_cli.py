@@ -17,7 +17,7 @@ from mount.shell_line import split
 
 NAMES = [
     *("up", "down", "status", "ps", "ports", "why", "log", "kill", "restart", "exec", "run"),
-    *("capture", "mkfs", "fsck", "demo"),
+    *("capture", "mkfs", "fsck", "link", "demo"),
 ]
 
 
