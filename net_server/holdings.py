@@ -14,9 +14,9 @@ import msgspec
 import trio
 
 from core.errors import Refused
+from core.userlib.kept_value import KeptValue, UnreadableError
 
 from .capture import CAPTURES_LIMIT, SNAPLEN_LIMIT, Capture, Captures
-from .snapshot import Snapshot
 from .stack.udp import Socket, Udp, UdpError
 
 FIRST_BADGE: Final = 1 << 32
@@ -24,7 +24,7 @@ FIRST_BADGE: Final = 1 << 32
 
 
 class _Entry(msgspec.Struct, array_like=True):
-    """A holding as the snapshot has it. `port` is 0 for a capture, `snaplen` for a socket."""
+    """A holding as it is kept. `port` is 0 for a capture, `snaplen` for a socket."""
 
     badge: int
     request: int
@@ -92,19 +92,26 @@ H = TypeVar("H", BoundSocket, HeldCapture)
 class Holdings:
     """All sockets and captures, by badge."""
 
-    def __init__(self, snapshot: Snapshot, udp: Udp, captures: Captures) -> None:
+    def __init__(self, kept: KeptValue, udp: Udp, captures: Captures) -> None:
         """Restore what an earlier incarnation's clients hold."""
-        self._snapshot = snapshot
+        self._kept = kept
         self._udp = udp
         self._captures = captures
         self._held: dict[int, BoundSocket | HeldCapture] = {}
         self._next_badge = FIRST_BADGE
-        stored = snapshot.load()
-        if stored is not None:
+        self.lost = ""
+        """Why what an earlier incarnation's clients held is gone, if it is."""
+        try:
+            stored = kept.load()
+            if stored is None:
+                return
             table = msgspec.msgpack.decode(stored, type=_Table)
-            self._next_badge = table.next_badge
-            for entry in table.entries:
-                self._restore(entry)
+        except (UnreadableError, msgspec.MsgspecError) as error:
+            self.lost = str(error)
+            return
+        self._next_badge = table.next_badge
+        for entry in table.entries:
+            self._restore(entry)
 
     def _restore(self, entry: _Entry) -> None:
         if entry.port:
@@ -133,7 +140,7 @@ class Holdings:
 
     def _store(self) -> None:
         entries = [held.entry for held in self._held.values()]
-        self._snapshot.store(msgspec.msgpack.encode(_Table(self._next_badge, entries)))
+        self._kept.store(msgspec.msgpack.encode(_Table(self._next_badge, entries)))
 
     def _take_badge(self) -> int:
         self._next_badge += 1

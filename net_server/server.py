@@ -23,6 +23,7 @@ import trio
 from core.abi import Right
 from core.errors import Refused, TaskError
 from core.userlib.interface import Bulk, Interface
+from core.userlib.kept_value import KeptValue
 from core.userlib.server import Server
 from core.userlib.task import Task
 
@@ -42,7 +43,6 @@ from .network import (
     RouteInfo,
     SocketInfo,
 )
-from .snapshot import Snapshot
 from .stack.routes import Prefix, station_address
 from .stack.stack import Configuration, Stack
 from .stack.udp import UdpError
@@ -116,7 +116,9 @@ class NetServer(Server):
         captures = Captures(epoch_ns)
         self._device = Device(self.stack, captures)
         self._echoes = Echoes(self.stack.icmp, secrets.randbits)
-        self._holdings = Holdings(Snapshot(self.task, "holdings"), self.stack.udp, captures)
+        self._holdings = Holdings(KeptValue(self.task, "holdings"), self.stack.udp, captures)
+        if self._holdings.lost:
+            self.lost(f"sockets and captures: {self._holdings.lost}")
         self._link = BorrowedLink(self.task, link, info, self._device)
         await self._link.start(standby=self._options.standby)
         self._rearm()

@@ -29,6 +29,7 @@ import trio
 
 from core.errors import Refused, TaskError
 from core.userlib.interface import Descriptor, Interface
+from core.userlib.kept_value import KeptValue
 from core.userlib.server import Server
 from core.userlib.task import Task
 
@@ -38,7 +39,6 @@ from .consent import Consent, Ended
 from .holdings import Waiters
 from .host_device import HostDevice
 from .link import EndedAsk, Link, LinkInfo, LinkState, PendingAsk
-from .snapshot import Snapshot
 from .stack.routes import Prefix, station_address
 from .wire import ParseError
 
@@ -83,7 +83,7 @@ class TapServer(Server):
             raise TaskError(f"task {task.name}, options: {error}", errno.EINVAL) from None
         self._offload = options.offload
         self._wanted = HostDevice(options.name, options.mtu, prefix, link)
-        self._snapshot = Snapshot(task, "consent")
+        self._snapshot = KeptValue(task, "consent")
         self._consent = Consent(self._snapshot.load())
         self._stored = self._consent.state.version
         self._watchers = Waiters()

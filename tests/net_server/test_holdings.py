@@ -6,104 +6,41 @@ import errno
 import os
 import random
 from collections.abc import Callable, Iterator
-from typing import Any, cast
 
 import pytest
 
 from core.errors import Refused
-from core.userlib.task import Task
+from core.userlib.kept_value import KeptValue
 from net_server.capture import CAPTURES_LIMIT, SNAPLEN_LIMIT, Captures
 from net_server.holdings import FIRST_BADGE, BoundSocket, HeldCapture, Holdings
-from net_server.snapshot import Snapshot
 from net_server.stack.udp import Udp
 from tests.net_server.peer import Peer
-
-
-class Keeper:
-    """What the kernel does for a task that keeps descriptors."""
-
-    def __init__(self) -> None:
-        self.descriptors: dict[str, int] = {}
-
-    def keep(self, label: str, descriptor: int) -> None:
-        self.descriptors[label] = os.dup(descriptor)
-
-    def kept(self, label: str) -> int | None:
-        number = self.descriptors.get(label)
-        return None if number is None else os.dup(number)
+from tests.support.keeping_task import KeepingTask
 
 
 @pytest.fixture
-def keeper() -> Iterator[Keeper]:
-    keeper = Keeper()
+def keeper() -> Iterator[KeepingTask]:
+    keeper = KeepingTask()
     yield keeper
-    for descriptor in keeper.descriptors.values():
-        os.close(descriptor)
+    keeper.close()
 
 
 @pytest.fixture
-def incarnate(keeper: Keeper) -> Iterator[Callable[[], Holdings]]:
+def incarnate(keeper: KeepingTask) -> Iterator[Callable[[], Holdings]]:
     """Return what starts the next incarnation, with a stack that knows nothing."""
-    snapshots: list[Snapshot] = []
+    kept: list[KeptValue] = []
 
     def start() -> Holdings:
-        snapshots.append(Snapshot(cast("Task", keeper), "holdings"))
-        return Holdings(snapshots[-1], new_udp(), Captures(0))
+        kept.append(KeptValue(keeper, "holdings"))
+        return Holdings(kept[-1], new_udp(), Captures(0))
 
     yield start
-    for each in snapshots:
+    for each in kept:
         each.close()
 
 
 def new_udp() -> Udp:
     return Peer().stack.udp
-
-
-def snapshot_of(keeper: Keeper) -> Snapshot:
-    return Snapshot(cast("Task", keeper), "value")
-
-
-def test_stored_value_is_found_by_the_next_incarnation(keeper: Keeper) -> None:
-    first = snapshot_of(keeper)
-    assert first.load() is None
-    for value in (b"one", b"two", b"", b"three"):
-        first.store(value)
-        second = snapshot_of(keeper)
-        assert second.load() == value
-        second.close()
-    first.close()
-
-
-def test_value_torn_by_a_death_leaves_the_one_before(
-    keeper: Keeper, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = snapshot_of(keeper)
-    first.store(b"whole")
-    real = os.pwrite
-    for writes in (0, 1):
-        for part in (0.0, 0.5):
-            calls = iter(range(2))
-
-            def die(
-                descriptor: int, octets: bytes, place: int, calls: Any = calls,
-                writes: int = writes, part: float = part,
-            ) -> int:  # fmt: skip
-                if next(calls) < writes:
-                    return real(descriptor, octets, place)
-                real(descriptor, octets[: int(len(octets) * part)], place)
-                raise KeyboardInterrupt
-
-            dying = snapshot_of(keeper)
-            dying.load()
-            monkeypatch.setattr(os, "pwrite", die)
-            with pytest.raises(KeyboardInterrupt):
-                dying.store(b"torn in the midst of it")
-            monkeypatch.undo()
-            after = snapshot_of(keeper)
-            assert after.load() == b"whole"
-            dying.close()
-            after.close()
-    first.close()
 
 
 def test_socket_is_bound_again_under_its_badge(incarnate: Callable[[], Holdings]) -> None:
@@ -182,7 +119,7 @@ def test_limits_are_refusals(incarnate: Callable[[], Holdings]) -> None:
     assert refused.value.errno == errno.EADDRINUSE
 
 
-def test_as_many_sockets_as_there_may_be_fit_the_snapshot(
+def test_as_many_sockets_as_there_may_be_are_kept(
     incarnate: Callable[[], Holdings],
 ) -> None:
     before = incarnate()
@@ -191,3 +128,19 @@ def test_as_many_sockets_as_there_may_be_fit_the_snapshot(
     random.Random(1).shuffle(badges)
     for badge in badges:
         after.get(badge, BoundSocket)
+
+
+def test_holdings_that_cannot_be_read_are_lost_aloud(
+    keeper: KeepingTask, incarnate: Callable[[], Holdings]
+) -> None:
+    before = incarnate()
+    badge = before.bind(1, 5000, broadcast=False).entry.badge
+    assert not before.lost
+    number = keeper.descriptors["holdings"]
+    os.pwrite(number, b"\xff" * os.fstat(number).st_size, 0)
+    after = incarnate()
+    assert "cannot be read" in after.lost
+    with pytest.raises(Refused):
+        after.get(badge, BoundSocket)
+    after.bind(2, 5000, broadcast=False)
+    assert not incarnate().lost

@@ -226,7 +226,7 @@ def device_names() -> list[str]:
 def test_incarnation_that_is_gone_leaves_no_descriptor_open() -> None:
     place = Place()
     try:
-        tap(place)
+        lend(tap(place))
         gc.collect()  # what other tests left behind must not end just now
         before = len(list(Path("/proc/self/fd").iterdir()))
         for _ in range(3):
