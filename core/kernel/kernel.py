@@ -186,7 +186,7 @@ class Kernel:
         suspect: Request | None = None
         task.engine = None
         task.state = State.DOWN
-        task.remember_end(reason)
+        task.remember_end(reason, orderly=orderly)
         self._abort_calls_of(task)
         self._drop_names_of(task)
         for port in list(task.ports):

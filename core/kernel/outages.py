@@ -24,10 +24,11 @@ class Outages:
         self._over: collections.deque[Outage] = collections.deque(maxlen=OUTAGES_LIMIT)
         self._open: list[Outage] = []
 
-    def ended(self, generation: int, reason: str) -> None:
+    def ended(self, generation: int, reason: str, *, orderly: bool = False) -> None:
         """An incarnation has ended."""
         lines = reason.strip().splitlines()
-        self._open.append(Outage(generation, lines[-1] if lines else "", time.monotonic(), 0.0))
+        last = lines[-1] if lines else ""
+        self._open.append(Outage(generation, last, orderly, time.monotonic(), 0.0))
         del self._open[:-OUTAGES_LIMIT]
 
     def explain(self, generation: int, reason: str) -> None:

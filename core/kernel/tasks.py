@@ -163,10 +163,10 @@ class KernelTask:
         if self.state is not State.RUNNING or engine is None or not engine.no_senders(port, badge):
             port.gone[badge] = port.told.pop(badge, 0)
 
-    def remember_end(self, reason: str) -> None:
+    def remember_end(self, reason: str, *, orderly: bool = False) -> None:
         """Note why an incarnation ended."""
         self.last_words = [*self.last_words[-LAST_WORDS + 1 :], reason]
-        self.outages.ended(self.id.generation, reason)
+        self.outages.ended(self.id.generation, reason, orderly=orderly)
 
     def explain_end(self, generation: int, vague: str, reason: str) -> None:
         """Put what is known now in the place of a vague reason for that incarnation's end.

@@ -92,12 +92,14 @@ class Outage(msgspec.Struct, array_like=True):
     Attributes:
         generation: the incarnation that ended.
         reason: why, in one line.
+        orderly: it was asked to, and did.
         ended_s: when the kernel learned of it.
         ready_s: when a later incarnation served; 0: none does yet.
     """
 
     generation: int
     reason: str
+    orderly: bool
     ended_s: float
     ready_s: float
 

@@ -95,9 +95,10 @@ class Killer:
         self._thread.start()
 
     def stop(self) -> None:
-        """End, and wait until the last stopped server goes on."""
+        """End, and wait until the last stopped server goes on. It need not have begun."""
         self._end.set()
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
 
     def struck(self, servers: Sequence[str], since_s: float) -> bool:
         """Tell whether one of the servers was hit at or after an instant of the monotonic clock."""

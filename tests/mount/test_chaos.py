@@ -38,10 +38,10 @@ def test_a_share_of_the_strikes_stops_who_may_be_stopped() -> None:
 
 def test_deaths_that_one_start_mended_are_one_outage_and_open_ones_none() -> None:
     outages = [
-        Outage(0, "", 1.0, 3.0),
-        Outage(1, "", 2.0, 3.0),
-        Outage(2, "", 5.0, 6.0),
-        Outage(3, "", 9.0, 0.0),
+        Outage(0, "", False, 1.0, 3.0),
+        Outage(1, "", False, 2.0, 3.0),
+        Outage(2, "", False, 5.0, 6.0),
+        Outage(3, "", False, 9.0, 0.0),
     ]
     assert spans_of(outages) == [Span(1.0, 3.0), Span(5.0, 6.0)]
 

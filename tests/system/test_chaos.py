@@ -77,6 +77,19 @@ def test_only_who_is_named_is_killed_and_the_table_is_not_in_the_commands_output
     assert changed == {"pipe"}
 
 
+def test_a_restart_that_the_command_asks_for_is_no_death_and_no_loss(system: LiveSystem) -> None:
+    restart = " ".join(system.command("restart", "names"))
+    done = chaos(
+        system, "--json", "--kill", "pipe,names", "--rate", "0.01", "--", "sh", "-c", restart
+    )
+    assert done.returncode == 0, done.stderr
+    report = report_of(done)
+    assert report["losses"] == []
+    assert sum(row["kills"] for row in report["servers"]) == report["kills"]
+    (names,) = (row for row in report["servers"] if row["server"] == "names")
+    assert names["pause"]["count"] >= 1
+
+
 def test_the_report_names_the_command_line_for_the_same_strikes(system: LiveSystem) -> None:
     done = chaos(system, "--seed", "77", "--kill", "names,tap", "--rate", "3", "--", "true")
     again = f"atoll --name {system.name} chaos --seed 77 --rate 3 --kill names,tap -- ..."
