@@ -121,6 +121,7 @@ class KernelTask:
         self.outages = Outages()
         self.has_served = False
         self.version = 1
+        self.succession = ""
         self._next_name = FIRST_FREE_NAME
 
     def hold(self, right: KernelRight) -> int:

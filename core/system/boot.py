@@ -213,6 +213,7 @@ class System:
             task.id.generation,
             program.options,
             task.grants,
+            task.succession,
         )
 
     def _first_zygote_ended(self, _: Zygote) -> None:

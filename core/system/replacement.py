@@ -36,6 +36,7 @@ from core.kernel.fresh import Version, describe, project_files
 from core.kernel.line import PROCESS_ENDED, KernelLine
 from core.kernel.tasks import KernelTask, Placement, State
 from core.userlib.kernel_calls import Restarted
+from core.userlib.task import RETURN, UPGRADE
 
 from .fitness import misfit, new_operations
 from .kept import Kept
@@ -249,7 +250,7 @@ class Replacement:
         await self._stop()
         self._kept = Kept(task)
         task.version = self._all.next_version(task.name)
-        failure = await self._start(new)
+        failure = await self._start(new, UPGRADE)
         if failure:
             await self._roll_back(old, number, failure)
             self._tell(generation, changed=changed, failure=failure)
@@ -352,7 +353,7 @@ class Replacement:
         await self._stop()
         if self._kept is not None:
             self._kept.restore()
-        again = await self._start(old)
+        again = await self._start(old, RETURN)
         self._replacing = False
         self._system.zygotes.let_go(failed)
         if again:
@@ -378,8 +379,15 @@ class Replacement:
         if self.task.engine is not None:
             raise TaskError(f"{self.task.name} does not end, not even by SIGKILL")
 
-    async def _start(self, zygote: Zygote) -> str:
+    async def _start(self, zygote: Zygote, succession: str = "") -> str:
         """Start the next incarnation; return why it does not serve, "" when it does."""
+        self.task.succession = succession
+        try:
+            return await self._start_from(zygote)
+        finally:
+            self.task.succession = ""
+
+    async def _start_from(self, zygote: Zygote) -> str:
         task, system = self.task, self._system
         system.zygotes.use(task.name, zygote)
         ends = len(task.last_words), task.id.generation

@@ -92,6 +92,7 @@ class Birth(msgspec.Struct, array_like=True):
     generation: int
     options: dict[str, Any]
     grants: dict[str, int]
+    succession: str = ""
 
 
 class IsolatedTask(Task):
@@ -103,6 +104,7 @@ class IsolatedTask(Task):
         self.options = birth.options
         self.boot_id = birth.boot_id
         self.generation = birth.generation
+        self.succession = birth.succession
         self.rights: dict[str, Right] = {
             name: TaskRight(number) for name, number in birth.grants.items()
         }

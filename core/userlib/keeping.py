@@ -48,6 +48,7 @@ from core.errors import AtollError, LostError, MessageTooLargeError
 
 from .interface import Operation, encode, octets
 from .kept_value import KeptValue, UnreadableError
+from .task import RETURN, UPGRADE
 
 if TYPE_CHECKING:
     from .server import Server
@@ -58,6 +59,10 @@ LABEL: Final = "server state"
 REPLIES_KEPT: Final = 16
 REPLIES_SIZE: Final = 4096
 """Octets of older replies that are kept beside the newest."""
+
+
+class StateError(Exception):
+    """Changed code cannot take the state over that it finds."""
 
 
 class Reply(msgspec.Struct, array_like=True, frozen=True):
@@ -163,7 +168,8 @@ class Keeper:
         """Return the state that was committed last, or what a server begins with.
 
         What cannot be read or taken over is lost, and clients are told. Any other exception of the
-        server's `upgrade` is a fault, after which everything is still there.
+        server's `upgrade` is a fault, after which everything is still there. To changed code that
+        comes into a running system nothing is lost: it fails, and the code before it returns.
         """
         try:
             found = self.value.load()
@@ -175,6 +181,8 @@ class Keeper:
             self._committed = kept.state
             return state
         except (LostError, UnreadableError, msgspec.MsgspecError) as error:
+            if self._server.task.succession == UPGRADE:
+                raise StateError(f"the changed code loses the state: {error}") from error
             self._replies = []
             self._server.lost(f"{self._server.task.name} lost its state: {error}")
             return self._declared()
@@ -188,7 +196,12 @@ class Keeper:
             return self._server.upgrade(old)
         new = _decode_any(encode(state))
         if _lacking(new, old) or _lacking(old, new):
-            return self._server.upgrade(old)
+            try:
+                return self._server.upgrade(old)
+            except LostError:
+                if self._server.task.succession != RETURN:
+                    raise
+                self._server.task.log("what the newer code alone knew of the state is dropped")
         return state
 
     # -- commit and roll back ----------------------------------------------------------------------

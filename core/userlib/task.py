@@ -10,7 +10,7 @@ from __future__ import annotations
 import abc
 import contextlib
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from core.abi import ALL_OPERATIONS, Right
 from core.errors import NoRightError
@@ -20,6 +20,10 @@ from .stub import stub_class
 
 InterfaceT = TypeVar("InterfaceT", bound=Interface)
 T = TypeVar("T")
+UPGRADE: Final = "upgrade"
+"""The incarnation is the first of changed code; if it fails, the code before it returns."""
+RETURN: Final = "return"
+"""The incarnation has the code again that was there before newer code failed."""
 
 
 class Task(abc.ABC):
@@ -31,6 +35,7 @@ class Task(abc.ABC):
         rights: the rights granted at the start, by their name in the description.
         boot_id: a number that no other boot of a kernel has; request ids are unique within it.
         generation: how many incarnations the task had before this one.
+        succession: UPGRADE or RETURN if the code is not that of the incarnation before, else "".
     """
 
     name: str
@@ -38,6 +43,7 @@ class Task(abc.ABC):
     rights: dict[str, Right]
     boot_id: int
     generation: int
+    succession: str = ""
 
     def connect(self, interface: type[InterfaceT], right: str | Right) -> InterfaceT:
         """Return a client of the port behind `right`: an instance of the interface.

@@ -15,6 +15,7 @@ class KeepingTask:
         self.name = name
         self.options: dict[str, Any] = {}
         self.generation = 0
+        self.succession = ""
         self.descriptors: dict[str, int] = {}
         self.losses: list[str] = []
 

@@ -455,3 +455,61 @@ async def test_many_reloads_leave_no_process_and_no_descriptor(place: Place) -> 
     await place.system.replacements.probation("greeting")
     await place.until(lambda: len(children()) == 9)  # zygotes, a spare each, servers
     assert descriptors() == before
+
+
+_STATE = """
+class State(msgspec.Struct):
+    {fields}
+
+GreetingServer_ = GreetingServer
+
+class GreetingServer(GreetingServer_):
+    state: State
+
+    def count(self):
+        self.state.{field} += 1
+        return self.state.{field}
+"""
+
+
+def _stateful(fields: str, field: str = "total", **parts: str) -> dict[str, str]:
+    """Return the parts of a version that declares its state."""
+    handlers = _STATE.format(fields=fields, field=field)
+    return {"head": "import msgspec", "handlers": handlers, **parts}
+
+
+class TestDeclaredState:
+    """A version finds the state of the one before it, or does not come to serve."""
+
+    async def test_a_new_field_begins_with_its_default(self, place: Place) -> None:
+        greeting = place.greeting()
+        place.write(**_stateful("total: int = 0"))
+        assert (await place.reload()).serves
+        assert [await greeting.count() for _ in range(3)] == [1, 2, 3]
+        place.write(**_stateful("total: int = 0\n    more: int = 7"))
+        assert (await place.reload()).version == 3
+        assert await greeting.count() == 4
+
+    async def test_a_version_that_would_lose_the_state_is_rolled_back(self, place: Place) -> None:
+        greeting = place.greeting()
+        place.write(**_stateful("total: int = 0"))
+        await place.reload()
+        assert [await greeting.count() for _ in range(3)] == [1, 2, 3]
+        place.write(**_stateful("sum: int = 0", field="sum"))
+        done = await place.reload()
+        assert done.version == 2
+        assert "loses the state" in done.failure
+        assert await greeting.count() == 4
+
+    async def test_a_version_that_returns_keeps_what_it_knows_of(self, place: Place) -> None:
+        greeting = place.greeting()
+        place.write(**_stateful("total: int = 0"))
+        await place.reload()
+        assert await greeting.count() == 1
+        fail = "os._exit(7)"
+        place.write(**_stateful("total: int = 0\n    more: int = 7", fail=fail))
+        await place.reload(probation_s=60)
+        assert await greeting.count() == 2
+        assert await greeting.fail() == 1
+        assert place.system.task("greeting").version == 2
+        assert await greeting.count() == 3
