@@ -11,8 +11,11 @@ namespace may attach a queue of its own: that would be weaker.)
 What is attached is kept by the kernel under a label with the number of the renewal, its *epoch*, so
 that the next incarnation sees how far a renewal had come.
 
-Fresh files are opened at the start, while the namespace can be entered and the device file can be
-opened; a driver that is confined from then on can do neither.
+Fresh files, the *spares*, are opened at the start, while the namespace can be entered and the
+device file can be opened: a driver that is confined from then on can do neither, and the next
+incarnation of an ordinary user's, in a user namespace of its own, cannot even at its start. So the
+kernel keeps them too. One that is found to be attached was in use when the driver died: it is
+closed, and what it was meant for is done again with another one.
 
 Offloads are a property of the device, so they are always set, also to none.
 """
@@ -30,12 +33,16 @@ from . import host_device, namespaces
 from .host_device import HostDevice
 
 SPARES: Final = 8
-"""Files opened at the start; each renewal uses one up."""
+"""Files opened at the start, where that is possible; each renewal uses one up."""
 _LABEL: Final = "tap"
 
 
 def _label(epoch: int) -> str:
     return f"{_LABEL}-{epoch}" if epoch else _LABEL
+
+
+def _spare_label(number: int) -> str:
+    return f"spare-{number}"
 
 
 class Attachment:
@@ -59,18 +66,43 @@ class Attachment:
         self._offload = offload
         # Descriptor objects, because they close themselves with this one, also after a fault
         self._device: Descriptor | None = None
-        self._spares: list[Descriptor] = []
+        self._spares: dict[int, Descriptor] = {}
         self.offloads = 0
-        with contextlib.suppress(OSError):  # what is kept can be lent without
-            self._spares = namespaces.run_inside(self._inside(), self._open_spares)
+        self._find_spares()
+        if len(self._spares) < SPARES:
+            with contextlib.suppress(OSError):  # what is kept can be lent without
+                for number, spare in namespaces.run_inside(self._inside(), self._open_spares):
+                    task.keep(_spare_label(number), spare.fileno())
+                    self._spares[number] = spare
 
     def _inside(self) -> int | None:
         return None if self._namespace is None else self._namespace.fileno()
 
-    def _open_spares(self) -> list[Descriptor]:
+    def _find_spares(self) -> None:
+        """Take up the spares that the kernel keeps."""
+        for number in range(SPARES):
+            kept = self._task.kept(_spare_label(number))
+            if kept is None:
+                continue
+            spare = Descriptor(kept)
+            if host_device.is_alive(kept):
+                self._task.forget(_spare_label(number))
+            else:
+                self._spares[number] = spare
+
+    def _open_spares(self) -> list[tuple[int, Descriptor]]:
+        """Open those that are missing. Runs in another thread, which makes no kernel calls."""
         if self._namespace is not None:
             host_device.bring_up_loopback()
-        return [Descriptor(host_device.open_file()) for _ in range(SPARES)]
+        missing = [number for number in range(SPARES) if number not in self._spares]
+        return [(number, Descriptor(host_device.open_file())) for number in missing]
+
+    def reserve(self) -> None:
+        """See to it that a renewal will find a fresh file. OSError: there is none."""
+        if not self._spares:
+            self._spares[0] = Descriptor(
+                namespaces.run_inside(self._inside(), host_device.open_file)
+            )
 
     @property
     def spares(self) -> int:
@@ -109,18 +141,15 @@ class Attachment:
         Raises:
             OSError: EBUSY, somebody has a descriptor that is attached to it.
         """
-        file = self._spares[-1] if self._spares else self._open_late()
+        self.reserve()
+        number, file = next(iter(self._spares.items()))
         found = host_device.attach(file.fileno(), self._wanted.name, header=self._offload)
-        if self._spares:
-            self._spares.pop()
+        del self._spares[number]
+        self._task.forget(_spare_label(number))
         if not found:
             namespaces.run_inside(self._inside(), lambda: host_device.configure(self._wanted))
         self._task.keep(_label(epoch), file.fileno())
         self._take(file)
-
-    def _open_late(self) -> Descriptor:
-        """Open a file beyond those that were opened at the start; a confined driver cannot."""
-        return Descriptor(namespaces.run_inside(self._inside(), host_device.open_file))
 
     def let_go(self, epoch: int) -> None:
         """Close every descriptor that the driver and the kernel have of the device."""

@@ -135,6 +135,11 @@ class TapServer(Server):
     async def _renew(self) -> None:
         """Let go of the device and attach a fresh file, once nobody has the old one."""
         epoch = self._consent.state.epoch
+        try:
+            self._attachment.reserve()
+        except OSError as error:
+            self._give_up(error)
+            return
         self._attachment.let_go(epoch)
         give_up_at = time.monotonic() + LET_GO_S
         while True:
@@ -159,7 +164,7 @@ class TapServer(Server):
         if number == errno.EBUSY:
             reason = f"{name} was not let go: a descriptor of it is still open somewhere"
         elif not self._attachment.spares:
-            reason = f"{reason}; it has changed hands {SPARES} times: restart the driver"
+            reason = f"the {SPARES} files for changes of hands are used up, and: {reason}"
         self.task.log(reason)
         self._failures += 1
         self._failure = Refused(number, reason)

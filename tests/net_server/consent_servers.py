@@ -80,6 +80,7 @@ class MortalTap(TapServer):
         self._steps.around(self._attachment, "let_go")
         for place, name in (
             (task, "keep"),
+            (task, "forget"),
             (host_device, "set_persistent"),
             (host_device, "attach"),
             (host_device, "set_offloads"),

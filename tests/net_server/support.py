@@ -94,6 +94,7 @@ def run_live(
     placement: str = "process",
     offload: bool = True,
     description: str = _DESCRIPTION,
+    timeout_s: float = BODY_TIMEOUT_S,
 ) -> None:
     """Boot a system with tap, net and echo, run `body` with it, and stop it."""
     text = description.format(placement=placement, offload=str(offload).lower())
@@ -106,7 +107,7 @@ def run_live(
             namespace = await link.namespace()
             live = LiveSystem(system, namespace.fileno())
             live.log = lines
-            with trio.fail_after(BODY_TIMEOUT_S):
+            with trio.fail_after(timeout_s):
                 await body(live)
 
     try:

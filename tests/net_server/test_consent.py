@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
 import os
 import signal
 import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 import trio
 
 from core.errors import AtollError, Refused, WrongRightError
 from net_server import host_device, namespaces
+from net_server.attachment import SPARES
 from net_server.link import LinkState
 from net_server.network import Network
 from tests.net_server.consent_servers import CRASH, Door
@@ -162,6 +165,23 @@ def test_link_changes_hands_more_often_than_there_are_spare_files() -> None:
         assert b"persist off" in shown.stdout, "it would outlive the system"
 
     run_live(body, description=_TWO)
+
+
+def test_driver_that_can_open_nothing_any_more_refuses_and_harms_nobody(tmp_path: Path) -> None:
+    async def body(live: LiveSystem) -> None:
+        pair = Pair(live)
+        live.system.task("tap").keep("netns", os.open(tmp_path, os.O_RDONLY))
+        await live.kill("tap")  # the next one finds a namespace that it cannot enter
+        askers = itertools.cycle((pair.second, pair.first))
+        for _ in range(SPARES - 1):  # making the device took one
+            await next(askers).link_take(5 * SECONDS)
+        with pytest.raises(Refused, match="used up"):
+            await next(askers).link_take(5 * SECONDS)
+        await pair.check_second_has_it()
+        await live.kill("tap")
+        await pair.check_second_has_it()
+
+    run_live(body, description=_TWO, timeout_s=30)
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
@@ -364,9 +384,9 @@ def test_death_at_any_step_leaves_one_holder_and_the_change_is_done(victim: str)
             assert await pair.holder() == "net"
             assert await pair.answers(FIRST), f"after a death at step {step}"
         await pair.check_second_has_it()
-        assert step > {"tap": 16, "net": 4, "second": 7}[victim]
+        assert step > {"tap": 20, "net": 4, "second": 7}[victim]
 
-    run_live(body, description=MORTAL)
+    run_live(body, description=MORTAL, timeout_s=90)
 
 
 def test_server_that_was_not_granted_the_operation_cannot_ask() -> None:
