@@ -56,9 +56,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 LABEL: Final = "server state"
 """Under which the kernel keeps a server's state."""
-REPLIES_KEPT: Final = 16
-REPLIES_SIZE: Final = 4096
-"""Octets of older replies that are kept beside the newest."""
+REPLIES_KEPT: Final = 8
+"""Replies that are stored: the newest, and older ones that are small."""
+SMALL_REPLY: Final = 256
 
 
 class StateError(Exception):
@@ -217,7 +217,7 @@ class Keeper:
         now = encode(self._server.state)
         if now != self._committed:
             reply = _reply(spec, request, result)
-            replies = self._replies if reply is None else [*self._room_for(reply), reply]
+            replies = self._replies if reply is None else self._and(reply)
             self._store(now, replies)
 
     def _store(self, now: bytes, replies: list[Reply]) -> None:
@@ -230,16 +230,13 @@ class Keeper:
         self._committed = now
         self._replies = replies
 
-    def _room_for(self, reply: Reply) -> list[Reply]:
-        """Return the older replies that stay beside a new one."""
-        left = REPLIES_SIZE - len(reply.bulk) - len(reply.fields)
-        stays: list[Reply] = []
-        for old in reversed(self._replies[1 - REPLIES_KEPT :]):
-            left -= len(old.fields) + len(old.bulk)
-            if left < 0:
-                break
-            stays.append(old)
-        return stays[::-1]
+    def _and(self, reply: Reply) -> list[Reply]:
+        """Return the replies that are stored with a new one."""
+        replies = self._replies[1 - REPLIES_KEPT :]
+        if replies and len(replies[-1].fields) + len(replies[-1].bulk) > SMALL_REPLY:
+            replies.pop()
+        replies.append(reply)
+        return replies
 
     def roll_back(self) -> None:
         """Make the state again what was committed."""

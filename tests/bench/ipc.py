@@ -15,6 +15,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar, Final
 
+import msgspec
 import trio
 
 from core.system.boot import Prepared, System, booted
@@ -69,6 +70,23 @@ class NullServer(Server):
         return self.request.buffer(size)
 
 
+class Sums(msgspec.Struct):
+    """What `KeptServer` keeps."""
+
+    total: int = 0
+
+
+class KeptServer(NullServer):
+    """The same with state: `null` leaves it as it was, `add` changes it."""
+
+    state: Sums
+
+    def add(self, left: int, right: int) -> int:
+        """Add, also to the state."""
+        self.state.total += left
+        return left + right
+
+
 class Measure(Interface):
     """Ask a client in an address space of its own to measure."""
 
@@ -114,6 +132,13 @@ placement = "colocated"
 
 [server.isolated]
 class = "tests.bench.ipc:NullServer"
+
+[server.promoted-kept]
+class = "tests.bench.ipc:KeptServer"
+placement = "colocated"
+
+[server.isolated-kept]
+class = "tests.bench.ipc:KeptServer"
 
 [server.client]
 class = "tests.bench.ipc:MeasureServer"
@@ -212,6 +237,8 @@ async def _rounds(system: System, peers: _Peers) -> dict[str, list[float]]:
     promoted = system.connect(Null, "promoted")
     isolated = system.connect(Null, "isolated")
     measure = system.connect(Measure, "client")
+    promoted_kept = system.connect(Null, "promoted-kept")
+    isolated_kept = system.connect(Null, "isolated-kept")
     payload = bytes(MEBIBYTE)
     rows: dict[str, Callable[[], Awaitable[float]]] = {
         "trio memory channel": _channel_us,
@@ -219,6 +246,12 @@ async def _rounds(system: System, peers: _Peers) -> dict[str, list[float]]:
         "call with two ints, co-located": lambda: _per_call_us(lambda: promoted.add(1, 2)),
         "call, kernel to isolated": lambda: _per_call_us(isolated.null),
         "call with two ints, kernel to isolated": lambda: _per_call_us(lambda: isolated.add(1, 2)),
+        "state kept, unchanged, co-located": lambda: _per_call_us(promoted_kept.null),
+        "state kept, changed, co-located": lambda: _per_call_us(lambda: promoted_kept.add(1, 2)),
+        "state kept, unchanged, kernel to isolated": lambda: _per_call_us(isolated_kept.null),
+        "state kept, changed, kernel to isolated": lambda: _per_call_us(
+            lambda: isolated_kept.add(1, 2)
+        ),
         "call, isolated to isolated": lambda: measure.null_us(CALLS),
         "1 MiB, co-located": lambda: _per_call_us(lambda: promoted.take(payload), BULK_CALLS),
         "1 MiB, kernel to isolated": lambda: _per_call_us(

@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from core.abi import Right
 from core.errors import LostError, Refused
 from core.userlib.interface import Interface, operation
-from core.userlib.keeping import REPLIES_KEPT, REPLIES_SIZE, Keeper, in_steps
+from core.userlib.keeping import REPLIES_KEPT, SMALL_REPLY, Keeper, in_steps
 from core.userlib.server import Server, handlers_of, hooks_of, runs_again
 from core.userlib.task import complete
 from tests.support.keeping_servers import POINTS, Counting, CountingServer
@@ -133,11 +133,14 @@ def test_many_and_large_replies_are_bounded_and_the_newest_is_always_there(
     for number in range(1, 3 * REPLIES_KEPT):
         life.call("add", number, 1)
     assert len(life.keeper._replies) == REPLIES_KEPT
-    life.call("write", 999, "x" * (4 * REPLIES_SIZE))
-    cut = bytes(life.call("cut", 1000, 2 * REPLIES_SIZE))
-    assert [reply.request for reply in life.keeper._replies] == [1000]
-    again = Life(task).call("cut", 1000, 2 * REPLIES_SIZE, redelivered=True)
-    assert bytes(again) == cut
+    life.call("write", 999, "x" * 100_000)
+    cut = bytes(life.call("cut", 1000, SMALL_REPLY + 1))
+    assert life.keeper._replies[-1].request == 1000
+    again = Life(task)
+    assert bytes(again.call("cut", 1000, SMALL_REPLY + 1, redelivered=True)) == cut
+    again.call("add", 1001, 1)
+    assert 1000 not in [reply.request for reply in again.keeper._replies]
+    assert len(again.keeper._replies) == REPLIES_KEPT - 1
 
 
 def test_a_handler_is_not_run_inside_of_another_one(task: KeepingTask) -> None:
