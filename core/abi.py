@@ -131,6 +131,10 @@ class Kind(enum.IntEnum):
     """
     STOP = 11
     """[k] end in good order."""
+    PING = 12
+    """[k] give a sign of life: asked of a task that has been silent."""
+    PONG = 13
+    """[t] the sign; any other packet is one as well."""
 
 
 FLAG_REDELIVERED: Final = 1

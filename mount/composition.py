@@ -154,7 +154,7 @@ class Composition:
         Raises:
             BootError: it could not start, or something it needs is gone.
         """
-        async with booted(prepared, self.log) as system:
+        async with booted(prepared, self.log, self.settings.run.faults_path) as system:
             self._order_last_rites(system)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._heed_signals)

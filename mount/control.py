@@ -10,6 +10,7 @@ from __future__ import annotations
 import msgspec
 
 from core.abi import Right
+from core.system.faults import FaultCount, FaultRecord
 from core.userlib.interface import Descriptor, Interface, operation
 from core.userlib.kernel_calls import Outage, PortInfo, Restarted, TaskInfo
 
@@ -76,6 +77,18 @@ class Control(Interface):
     @operation(idempotent=True)
     async def outages(self, server: str, generation: int) -> list[Outage]:
         """Return when the server was away since the end of that generation, oldest first."""
+
+    @operation(idempotent=True)
+    async def fault_counts(self) -> list[FaultCount]:
+        """Return a line for each server: how often its incarnations ended, and the last end."""
+
+    @operation(idempotent=True)
+    async def fault_numbers(self, server: str) -> list[int]:
+        """Return the numbers of the server's records in the fault log, oldest first."""
+
+    @operation(idempotent=True)
+    async def fault(self, number: int) -> FaultRecord:
+        """Return a record of the fault log. Refused: ENOENT, when it is there no longer."""
 
     @operation(idempotent=True)
     async def log(self, lines: int) -> list[str]:

@@ -10,8 +10,10 @@ from collections.abc import Callable
 from core.abi import Right
 from core.errors import Refused, TaskError
 from core.kernel.calls import port_infos, task_infos
+from core.kernel.endings import Order
 from core.kernel.tasks import KernelTask
 from core.system.boot import System
+from core.system.faults import FaultCount, FaultRecord
 from core.userlib.interface import Descriptor
 from core.userlib.kernel_calls import Outage, PortInfo, Restarted, TaskInfo
 from core.userlib.server import Server
@@ -69,7 +71,7 @@ class ControlServer(Server):
         """Kill a server's process."""
         task = self._server(server)
         pid = task.engine.pid if task.engine is not None else 0
-        self._system.kernel.kill(task)
+        self._system.kernel.kill(task, Order("killed with SIGKILL by `atoll kill`"))
         return pid
 
     async def restart(self, server: str, patience_s: float) -> Restarted:
@@ -93,6 +95,22 @@ class ControlServer(Server):
     def outages(self, server: str, generation: int) -> list[Outage]:
         """Say when a server was away."""
         return self._server(server).outages.since(generation)
+
+    def fault_counts(self) -> list[FaultCount]:
+        """Say how often each server's incarnations ended."""
+        tasks = [self._system.task(name) for name in self._system.description.servers]
+        return self._system.mending.faults.counts(tasks)
+
+    def fault_numbers(self, server: str) -> list[int]:
+        """List a server's records."""
+        return self._system.mending.faults.numbers(self._server(server).name)
+
+    def fault(self, number: int) -> FaultRecord:
+        """Return a record."""
+        found = self._system.mending.faults.record(number)
+        if found is None:
+            raise Refused(errno.ENOENT, f"the fault log has no record {number} any more")
+        return found
 
     def log(self, lines: int) -> list[str]:
         """Return the log's last lines."""

@@ -4,6 +4,7 @@
         control            the socket over which programs join; the composition binds it, mode 0600
         pid                who the kernel process is, and what to clear away if it dies
         log                what the system says
+        faults             why servers ended, an event a line; faults.1 what was before
         mnt                where the tree appears if no other place was asked for
 
 A system is alive as long as the process named in `pid` is: same number, same start, same boot of
@@ -36,7 +37,7 @@ OVERRIDE: Final = "ATOLL_RUN"
 SOCKET_PATH_LIMIT: Final = 107
 """Octets of a unix socket's path, the final NUL not counted."""
 _LONGEST: Final = len("/" + 32 * "n" + "/control")
-_FILES: Final = ("control", "pid", "log")
+_FILES: Final = ("control", "pid", "log", "faults", "faults.1")
 _HOST_BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -124,6 +125,7 @@ class RunDirectory:
         self.control_path = path / "control"
         self.pid_path = path / "pid"
         self.log_path = path / "log"
+        self.faults_path = path / "faults"
         self.default_mountpoint = path / "mnt"
 
     def __repr__(self) -> str:

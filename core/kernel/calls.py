@@ -24,9 +24,10 @@ from core.userlib.interface import encode
 from core.userlib.kernel_calls import PRIVILEGED, KernelCalls, PortInfo, RightInfo, TaskInfo
 from core.userlib.line import Packet
 
+from .endings import Order
 from .kernel import Kernel
 from .ports import KernelRight, receive_right
-from .tasks import KernelTask
+from .tasks import KernelTask, Placement
 
 if TYPE_CHECKING:
     from .line import KernelLine
@@ -287,12 +288,32 @@ def _spawn(kernel: Kernel, _: KernelTask, __: Packet, name: str) -> None:
     kernel.spawn(named_task(kernel, name))
 
 
-def _kill(kernel: Kernel, _: KernelTask, __: Packet, name: str) -> None:
-    kernel.kill(named_task(kernel, name))
+def kill(kernel: Kernel, name: str, generation: int, reason: str) -> None:
+    """End an incarnation; TaskError if it is not the one that is meant, or none runs."""
+    task = named_task(kernel, name)
+    if generation not in (-1, task.id.generation):
+        raise TaskError(f"task {name} is at generation {task.id.generation} by now")
+    if task.engine is None:
+        raise TaskError(f"task {name} is {task.state.value}")
+    if task.program.placement is Placement.COLOCATED:
+        task.engine.stop()
+        return
+    hung = task.hung
+    kernel.kill(task, Order(reason[:_TEXT_LIMIT], hung is not None and hung.blames))
 
 
-def _retire(kernel: Kernel, _: KernelTask, __: Packet, name: str) -> None:
-    kernel.retire(named_task(kernel, name), "the supervisor gave its task up")
+def _kill(
+    kernel: Kernel, _: KernelTask, __: Packet, name: str, generation: int, reason: str
+) -> None:
+    kill(kernel, name, generation, reason)
+
+
+def _retire(kernel: Kernel, _: KernelTask, __: Packet, name: str, reason: str) -> None:
+    kernel.retire(named_task(kernel, name), reason[:_TEXT_LIMIT])
+
+
+def _halt(kernel: Kernel, _: KernelTask, __: Packet, reason: str) -> None:
+    kernel.on_halt(reason[:_TEXT_LIMIT])
 
 
 def _last_line(task: KernelTask) -> str:
@@ -369,6 +390,7 @@ _BY_NAME: Final[dict[str, Callable[..., Any]]] = {
     "spawn": _spawn,
     "kill": _kill,
     "retire": _retire,
+    "halt": _halt,
     "tasks": _tasks,
     "ports": _ports,
 }

@@ -32,12 +32,13 @@ from core.userlib.kernel_calls import KernelCalls
 from core.userlib.server import Forward, Server, cause_of, handlers_of, hooks_of
 from core.userlib.task import Task, operations_mask
 
-from .calls import drop, forget, keep_right, kept_labels, lost, named_task
+from .calls import drop, forget, keep_right, kept_labels, kill, lost, named_task
 from .cargo import arguments_of, carry, give_back, give_objects
+from .endings import Evidence, Order, ending_of
 from .kernel import Kernel, check_forward, forward_failed
 from .ports import Direct, KernelRight, Port, receive_right
 from .requests import Reply, Request, Waiter
-from .tasks import KernelTask
+from .tasks import KernelTask, State
 
 
 class ColocatedTask(Task):
@@ -179,9 +180,17 @@ class ColocatedTask(Task):
         self._privileged("spawn")
         self._kernel.spawn(named_task(self._kernel, name))
 
-    def retire(self, name: str) -> None:  # noqa: D102
+    def kill(self, name: str, generation: int, reason: str) -> None:  # noqa: D102
+        self._privileged("kill")
+        kill(self._kernel, name, generation, reason)
+
+    def retire(self, name: str, reason: str) -> None:  # noqa: D102
         self._privileged("retire")
-        self._kernel.retire(named_task(self._kernel, name), "the supervisor gave its task up")
+        self._kernel.retire(named_task(self._kernel, name), reason)
+
+    def halt(self, reason: str) -> None:  # noqa: D102
+        self._privileged("halt")
+        self._kernel.on_halt(reason)
 
     def _privileged(self, name: str) -> None:
         if not self.place.kernel_mask >> KernelCalls.named(name).index & 1:
@@ -205,6 +214,7 @@ class Colocated:
         self._handlers: list[Any] = []
         self._failed = ""
         self._guilty = 0
+        self._operation = ""
         self._stopping = False
         self._end = trio.Event()
 
@@ -285,18 +295,21 @@ class Colocated:
         if self.task.engine is self and self.task.main_port is not None:
             self.task.main_port.direct = None
 
-    def _note(self, error: BaseException, guilty: int) -> None:
+    def _note(self, error: BaseException, guilty: int, operation: str = "") -> None:
         """Remember the first fault; it ends the incarnation."""
         if not self._failed:
             self._failed = "".join(traceback.format_exception(cause_of(error)))
-            self._guilty = guilty
+            self._guilty, self._operation = guilty, operation
         self._undirect()
         self._end.set()
 
     def _tell(self) -> None:
         self._kernel_is_told = True
-        reason = self._failed or "it ended"
-        self._kernel.ended(self.task, self, reason, orderly=not self._failed, guilty=self._guilty)
+        where = f"in {self._operation}" if self._operation else "outside any request"
+        if self.task.state is State.STARTING:
+            where = "while starting"
+        evidence = Evidence(self._failed, self._guilty, where, stopping=True)
+        self._kernel.ended(self.task, self, ending_of(evidence, 0))
 
     async def _fault_on_turn(
         self,
@@ -309,7 +322,7 @@ class Colocated:
         """A handler failed on the caller's own turn: end the incarnation, wait for the next one."""
         if isinstance(error, Forward):
             return await self._forward_on_turn(right, spec, arguments, error)
-        self._note(error, request_id)
+        self._note(error, request_id, repr(spec))
         self._tell()
         return await self._kernel.recover(self.task, right, spec, arguments, request_id, 1)
 
@@ -373,7 +386,7 @@ class Colocated:
                     self.server.task.drop(right)
             self._kernel.refused(request, error)
         else:
-            self._note(error, request.id)
+            self._note(error, request.id, repr(spec))
 
     def _forward(self, request: Request, arguments: tuple[Any, ...], forward: Forward) -> None:
         spec = request.spec
@@ -462,7 +475,7 @@ class Colocated:
         self._stopping = True
         self._end.set()
 
-    def kill(self) -> None:  # noqa: D102
+    def kill(self, order: Order) -> None:  # noqa: D102
         raise TaskError(
             f"{self.task.name} is promoted into the kernel's process and cannot be killed; "
             'place it in a process of its own (placement = "process") to kill it'

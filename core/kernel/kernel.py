@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -35,12 +36,19 @@ from core.errors import (
 from core.userlib.interface import Interface, Operation
 
 from .cargo import carry, check_receiver
+from .endings import Death, Ending, Order
 from .ports import KernelRight, Port, receive_right
 from .requests import Reply, Request, Waiter
+from .suspicion import LOOK_S, Trial, put_first, suspects_of
 from .tasks import Engine, KernelTask, Placement, Program, State, TaskTable
 from .timers import Timers
 
 Log = Callable[[str], None]
+_now = time.monotonic
+
+
+KILLED = Order("killed by SIGKILL, ordered within the system")
+"""Why an incarnation ended, when who had it killed gave no reason."""
 
 
 class Kernel:
@@ -51,6 +59,7 @@ class Kernel:
         start_incarnation: set by boot: starts a task's program in its placement.
         on_ready: set by boot: called when an incarnation serves.
         on_death: set by boot: tells the supervisor; called after the tables are in order again.
+        on_halt: set by boot: ends the system, for a reason.
         log: where lines for the system's log go.
     """
 
@@ -64,7 +73,8 @@ class Kernel:
         self._next_port = itertools.count(1).__next__
         self.start_incarnation: Callable[[KernelTask], None] = _nobody_starts
         self.on_ready: Callable[[KernelTask], None] = lambda task: None
-        self.on_death: Callable[[KernelTask, str, bool], None] = lambda task, reason, orderly: None
+        self.on_death: Callable[[Death], None] = lambda death: None
+        self.on_halt: Callable[[str], None] = lambda reason: None
 
     # -- tasks and ports --------------------------------------------------------------------------
 
@@ -133,6 +143,8 @@ class Kernel:
                 self._set_bits(port, 0)
             queue = port.queue
             while queue and task.engine is engine:
+                if port.trial is not None and not self._may_go(task, port, port.trial):
+                    break
                 request = queue.popleft()
                 if not self._hand_over(engine, port, request):
                     queue.appendleft(request)
@@ -151,6 +163,25 @@ class Kernel:
                 self._finish(request)
                 request.refuse(LostError(detail))
 
+    def _may_go(self, task: KernelTask, port: Port, trial: Trial) -> bool:
+        """Tell whether the first in the queue of a port with suspects may be delivered now."""
+        request = port.queue[0]
+        if not request.suspect:
+            if not any(other.suspect for other in port.in_flight.values()):
+                port.trial = None
+            return True
+        if trial.may_try(port, request, _now()):
+            return True
+        if not trial.looking:
+            trial.looking = True
+
+            def look() -> None:
+                trial.looking = False
+                self.flush(task)
+
+            self.timers.arm(LOOK_S, look)
+        return False
+
     def _tell_gone(self, engine: Engine, port: Port) -> bool:
         """Tell the engine which badges are gone; False when it cannot take more now."""
         while port.gone:
@@ -163,30 +194,29 @@ class Kernel:
                 return False
         return True
 
-    def kill(self, task: KernelTask) -> None:
+    def kill(self, task: KernelTask, order: Order = KILLED) -> None:
         """End the incarnation at once. TaskError when none runs or the placement forbids it."""
         if task.engine is None:
             raise TaskError(f"task {task.name} is {task.state.value}")
-        task.engine.kill()
+        task.engine.kill(order)
 
-    def ended(
-        self, task: KernelTask, engine: Engine, reason: str, *, orderly: bool, guilty: int = 0
-    ) -> Request | None:
+    def ending(self, task: KernelTask, engine: Engine) -> None:
+        """An incarnation has nothing to say any more; how it ended will be told by `ended`."""
+        if task.engine is engine and task.state is not State.RETIRED:
+            task.state = State.ENDING
+
+    def ended(self, task: KernelTask, engine: Engine, ending: Ending) -> None:
         """An incarnation has ended: put the tables in order and tell the supervisor.
-
-        Returns the request that is held to have ended it, if any.
 
         Args:
             engine: the incarnation; a report about an older one is ignored.
-            orderly: it ended by itself, without a fault.
-            guilty: id of the request whose handler failed; 0 when that is not known.
         """
         if task.engine is not engine:
-            return None
-        suspect: Request | None = None
-        task.engine = None
+            return
+        death = Death(task, ending)
+        task.engine = task.hung = None
         task.state = State.DOWN
-        task.remember_end(reason, orderly=orderly)
+        task.remember_end(ending.words, orderly=ending.orderly)
         self._abort_calls_of(task)
         self._drop_names_of(task)
         for port in list(task.ports):
@@ -195,19 +225,37 @@ class Kernel:
                 self.destroy_port(port, f"task {task.name} ended")
                 continue
             port.tell_again(POISON_LIMIT)
-            returned = port.take_back()
-            for request in returned:
-                first = request is returned[0]
-                unexplained = first and not orderly and not request.spec.waits
-                if request.id == guilty if guilty else unexplained:
-                    suspect = request
-                    request.deaths += 1
-                self._after_death(port, request)
+            self._take_back(port, death)
         self.tasks.renew(task)
-        self.on_death(task, reason, orderly)
-        return suspect
+        self.on_death(death)
 
-    def _after_death(self, port: Port, request: Request) -> None:
+    def _take_back(self, port: Port, death: Death) -> None:
+        """Put what was in flight back into the queue, but for what shall not be tried again."""
+        ending = death.ending
+        death.in_flight = delivered = list(port.in_flight.values())
+        suspects: list[Request] = []
+        if ending.guilty:
+            death.blamed = [request for request in delivered if request.id == ending.guilty]
+        elif ending.suspects:
+            suspects = suspects_of(delivered)
+            if len(suspects) == 1:
+                death.blamed, suspects = suspects, []
+        for request in death.blamed:
+            request.deaths += 1
+        death.suspects = suspects
+        for request in suspects:
+            request.suspect = True
+        if suspects:
+            port.trial = port.trial or Trial()
+            port.trial.died()
+        elif port.trial is not None:
+            port.trial.interrupted()
+        port.take_back()
+        put_first(port, suspects)
+        for request in delivered:
+            self._after_death(port, request, death)
+
+    def _after_death(self, port: Port, request: Request, death: Death) -> None:
         """Prepare a request that its server died on for the next delivery, or withdraw it."""
         request.redelivered = True
         request.delivered = False
@@ -217,8 +265,10 @@ class Kernel:
             request.refuse(AbortedError("withdrawn"))
         elif request.deaths >= POISON_LIMIT:
             port.queue.remove(request)
+            death.withdrawn.append(request)
             self.log(f"poison: {request} ended {port.label} {request.deaths} times; withdrawn")
-            request.refuse(PoisonError(f"{request.spec} ended its server {request.deaths} times"))
+            error = f"{request.spec} ended its server {request.deaths} times: {death.ending.cause}"
+            request.refuse(PoisonError(error))
 
     def _finish(self, request: Request) -> None:
         """Forget where an incarnation kept the request's bulk."""
@@ -302,6 +352,8 @@ class Kernel:
             request.delivered = False
             return False
         port.handled += 1
+        client = request.client
+        port.task.recent.append((request.id, request.spec, client, request.badge, _now()))  # type: ignore[union-attr]
         if not request.wants_reply:
             request.end()
         return True

@@ -54,19 +54,22 @@ from .cargo import (
     read_reply,
     unload,
 )
+from .endings import Ending, Evidence, Order, ending_of
 from .kernel import Kernel, forward_failed
 from .outbox import SEND_FLAGS, Outbox
 from .ports import Port
 from .requests import Reply, Request, Waiter
-from .tasks import KernelTask, Placement
+from .tasks import KernelTask, Placement, State
 
 if TYPE_CHECKING:
+    from core.userlib.last_stack import LastStack
+
     from .rim import Rim
 
-PROCESS_ENDED: Final = "its process ended"
-"""Why an incarnation ended, as long as no more is known."""
 _PATIENCE_LIMIT: Final = 4
 """Lingering in vain this often in a row stops it, until a reply has come quickly again."""
+_LAST_PACKETS: Final = 8192
+"""Packets that are read of a process that has ended."""
 _RECEIVE_FLAGS: Final = int(socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
 
 _pack: Final = HEADER.pack
@@ -103,6 +106,8 @@ class KernelLine:
         self.task = task
         self.generation = task.id.generation
         self.pid = 0
+        self.last_stack: LastStack | None = None
+        self.dump_stack: Callable[[int], None] = lambda pid: None
         self.socket = connection
         self.region = region
         self.slots = Slots(0, KERNEL_SLOTS)
@@ -114,10 +119,8 @@ class KernelLine:
         self._view = memoryview(self._buffer)
         self._into = [self._buffer]
         self._patience = _PATIENCE_LIMIT
-        self._guilty = 0
-        self._suspect: Request | None = None
-        self._last_words = ""
-        self._stopping = False
+        self.evidence = Evidence()
+        self.heard = True
         self.closed = False
         rim.add(self)
 
@@ -143,8 +146,9 @@ class KernelLine:
         if size == 0:
             for number in descriptors_in(ancillary):
                 os.close(number)
-            self.close(PROCESS_ENDED)
+            self.close()
             return False
+        self.heard = True
         if self.task.engine is not self:
             for number in descriptors_in(ancillary):
                 os.close(number)  # it was retired, and has nothing to say any more
@@ -278,13 +282,22 @@ class KernelLine:
         elif kind == Kind.READY:
             self.kernel.ready(task)
         elif kind == Kind.FAULT:
-            self._guilty = packet.request
-            try:
-                self._last_words = _decode_text(packet.fields)
-            except (msgspec.MsgspecError, UnicodeDecodeError):
-                self._last_words = "a fault report that cannot be read"
-        else:
+            self._fault(packet)
+        elif kind != Kind.PONG:
             raise BadMessageError(f"a task does not send packets of kind {kind}")
+
+    def _fault(self, packet: Packet) -> None:
+        evidence = self.evidence
+        try:
+            evidence.fault = _decode_text(packet.fields) or "unknown"
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            evidence.fault = "a fault report that cannot be read"
+        port = self.task.main_port
+        request = port.in_flight.get(packet.request) if port is not None else None
+        if request is not None:
+            evidence.guilty, evidence.where = request.id, f"in {request.spec}"
+        elif self.task.state is State.STARTING:
+            evidence.where = "while starting"
 
     def _request(self, packet: Packet) -> None:
         task = self.task
@@ -438,14 +451,19 @@ class KernelLine:
         )
 
     def stop(self) -> None:  # noqa: D102 - see Engine
-        self._stopping = True
+        self.evidence.stopping = True
         self._send_or_keep([_header(Kind.STOP, 0)])
 
-    def kill(self) -> None:  # noqa: D102 - see Engine
+    def kill(self, order: Order) -> None:  # noqa: D102 - see Engine
+        self.evidence.order = self.evidence.order or order
         if self.pid and self.task.program.placement is Placement.PROCESS:
             self._end_process(self.pid)
         else:
-            self.close("it was killed")
+            self.close(order.reason)
+
+    def ping(self) -> bool:
+        """Ask for a sign of life; False when the task has not read what it was sent before."""
+        return not self._outbox and self._outbox.send([_header(Kind.PING, 0)])
 
     def replied(self, request: Request, reply: Reply) -> None:
         """Send a reply to the client that is this task (`ClientEnd`)."""
@@ -539,34 +557,47 @@ class KernelLine:
 
     # -- the end -----------------------------------------------------------------------------------
 
-    def close(self, reason: str) -> None:
-        """The incarnation is over: close the line and tell the kernel, once."""
+    def close(self, reason: str = "") -> None:
+        """Close the line, once. What becomes of the process is told by `exited`.
+
+        Args:
+            reason: why the kernel closes it; empty when the task's end did.
+        """
         if self.closed:
             return
         self.closed = True
         self._rim.remove(self)
         self.socket.close()
         self._outbox.close()
+        self.evidence.closed = self.evidence.closed or reason
+        if self.task.program.placement is Placement.JOINED:
+            self.kernel.ended(self.task, self, Ending(reason or "the program left"))
+            self.region.close()  # no later incarnation uses it; a server's stays mapped
+            return
+        self.kernel.ending(self.task, self)
         if self.pid:
             self._end_process(self.pid)
-        orderly = self._stopping and not self._last_words
-        reason = self._last_words or reason
-        self._suspect = self.kernel.ended(
-            self.task, self, reason, orderly=orderly, guilty=self._guilty
-        )
-        if self.task.program.placement is Placement.JOINED:
-            self.region.close()  # no later incarnation uses it; a server's stays mapped
 
-    def forgive(self) -> None:
-        """It was killed from outside: the request that it was serving is not to blame."""
-        if not self._guilty:
-            self.acquit()
+    def exited(self, status: int, *, out_of_memory: bool = False) -> None:
+        """The process is gone: read what it still said, and tell the kernel how it ended.
 
-    def acquit(self) -> None:
-        """It was no request's fault that it ended."""
-        if self._suspect is not None:
-            self._suspect.deaths -= 1
-            self._suspect = None
+        Args:
+            status: as os.waitstatus_to_exitcode gives it.
+            out_of_memory: the host has killed processes for want of memory lately.
+        """
+        for _ in range(_LAST_PACKETS):  # who inherited the line may go on sending
+            if self.closed or not self.readable():
+                break
+        self.close()
+        if self.last_stack is not None:
+            self.evidence.stack = self.last_stack.read()
+        ending = ending_of(self.evidence, status, out_of_memory=out_of_memory)
+        self.kernel.ended(self.task, self, ending)
+
+    def never_lived(self, reason: str) -> None:
+        """There will be no process."""
+        self.close(reason)
+        self.kernel.ended(self.task, self, Ending(reason))
 
 
 def _header(

@@ -30,6 +30,7 @@ from core.userlib.server import Request as ServerRequest
 
 if TYPE_CHECKING:
     from .requests import Request
+    from .suspicion import Trial
     from .tasks import KernelTask
 
 
@@ -75,6 +76,7 @@ class Port:
         "senders",
         "task",
         "told",
+        "trial",
     )
 
     def __init__(
@@ -96,6 +98,7 @@ class Port:
         self.gone: dict[int, int] = {}
         self.told: dict[int, int] = {}
         self.lost: dict[int, str] = {}
+        self.trial: Trial | None = None
         self.handled = 0
 
     def check_room(self, client: KernelTask | None) -> None:

@@ -95,6 +95,7 @@ class Request:
     delivered = False
     redelivered = False
     abandoned = False
+    suspect = False
     deaths = 0
     hops = 0
     on_end: Callable[[], None] | None = None
@@ -161,7 +162,7 @@ class Request:
         self.port = right.port
         self.badge = right.badge
         self._fields, self._arguments = None, arguments
-        self.delivered = self.redelivered = False
+        self.delivered = self.redelivered = self.suspect = False
         self.deaths = 0
         self.hops += 1
 

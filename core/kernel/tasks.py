@@ -14,6 +14,7 @@ Invariants:
 
 from __future__ import annotations
 
+import collections
 import enum
 import itertools
 import os
@@ -25,9 +26,12 @@ import msgspec
 from core.abi import NAMES_LIMIT, RightKind, TaskId
 from core.errors import LimitError, NoRightError
 
+from .endings import RECENT_MESSAGES
 from .outages import Outages
 
 if TYPE_CHECKING:
+    from .endings import Order
+    from .heartbeat import Silence
     from .ports import KernelRight, Port
     from .requests import Request, Waiter
     from .timers import Timer
@@ -54,6 +58,8 @@ class State(enum.Enum):
     DOWN = "down"
     STARTING = "starting"
     RUNNING = "running"
+    ENDING = "ending"
+    """Its line is closed; how its process ended is not known yet."""
     RETIRED = "retired"
 
 
@@ -64,6 +70,21 @@ class Program(msgspec.Struct, frozen=True):
     server: str
     placement: Placement
     options: dict[str, Any] = {}
+
+
+class Watch(msgspec.Struct, frozen=True):
+    """How long an incarnation may be silent before it counts as hung. 0: for ever.
+
+    Attributes:
+        silence_s: stopped by a signal, or at work in its own code: processor time then, so that one
+            that is not given a processor is not held to be hung.
+        host_s: waiting in the host, as for a disk; or the host at work for it.
+        start_s: at work in its own code before it has served.
+    """
+
+    silence_s: float = 0.0
+    host_s: float = 60.0
+    start_s: float = 20.0
 
 
 class Engine(Protocol):
@@ -91,8 +112,12 @@ class Engine(Protocol):
     def stop(self) -> None:
         """Ask for an orderly end."""
 
-    def kill(self) -> None:
+    def kill(self, order: Order) -> None:
         """End at once. TaskError when the placement does not allow it."""
+
+
+Message = tuple[int, Any, "KernelTask | None", int, float]
+"""What is remembered of a message: id, operation, client, badge, time of delivery."""
 
 
 class KernelTask:
@@ -119,6 +144,9 @@ class KernelTask:
         self.kernel_mask = 0
         self.last_words: list[str] = []
         self.outages = Outages()
+        self.watch = Watch()
+        self.hung: Silence | None = None
+        self.recent: collections.deque[Message] = collections.deque(maxlen=RECENT_MESSAGES)
         self.has_served = False
         self.version = 1
         self.succession = ""

@@ -27,6 +27,7 @@ from typing import Any, Final, NoReturn
 import msgspec
 
 from core.userlib.isolated import Birth
+from core.userlib.last_stack import write_stacks_to
 from core.userlib.line import ANCILLARY_SIZE, descriptors_in
 from core.userlib.serving import run_task
 from core.userlib.stub import derive_all
@@ -40,7 +41,9 @@ _SPARE_DELAY_MS: Final = 20
 
 
 class Spawn(msgspec.Struct, tag="spawn", array_like=True):
-    """Order: start a task. Comes with two descriptors, its line and its transfer region.
+    """Order: start a task.
+
+    Comes with three descriptors: its line, its transfer region, and what its last stack goes into.
 
     Args:
         user_namespace: give the task a user namespace of its own if this is no privileged user.
@@ -65,9 +68,10 @@ class Fresh(msgspec.Struct, tag="fresh", array_like=True):
 
 
 class Kill(msgspec.Struct, tag="kill", array_like=True):
-    """Order: kill one of the zygote's children with SIGKILL."""
+    """Order: send a signal to one of the zygote's children, SIGKILL if no other is named."""
 
     pid: int
+    signal: int = signal.SIGKILL
 
 
 class AtEnd(msgspec.Struct, tag="at-end", array_like=True):
@@ -155,15 +159,15 @@ class Zygote:
     def __init__(self, kernel: socket.socket, programs: list[str]) -> None:
         self._kernel = kernel
         self._children: set[int] = set()
+        self._watched: dict[int, int] = {}
+        """Children by pidfd, which is readable once the child has ended."""
+        self._poll = select.poll()
         self._at_end = AtEnd([], [])
         self._spare: Spare | None = None
         os.setsid()  # keyboard signals of the terminal are the kernel's to interpret
         set_process_name("atoll-zygote")
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        self._wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda number, frame: None)
         for module in programs:
             with contextlib.suppress(ImportError):  # reported when the task is spawned
                 importlib.import_module(module)
@@ -180,30 +184,34 @@ class Zygote:
 
     def run(self) -> NoReturn:
         """Obey orders and report ends until the kernel is gone."""
-        poll = select.poll()
-        poll.register(self._kernel, select.POLLIN)
-        poll.register(self._wake_read, select.POLLIN)
+        self._poll.register(self._kernel, select.POLLIN)
         while True:
-            events = poll.poll(None if self._spare is not None else _SPARE_DELAY_MS)
+            events = self._poll.poll(None if self._spare is not None else _SPARE_DELAY_MS)
             if not events:
                 self._spare = self._fork()
             for number, _ in events:
-                if number == self._wake_read:
-                    with contextlib.suppress(BlockingIOError):
-                        os.read(self._wake_read, 4096)
+                if number in self._watched:
+                    self._reap(number)
                 elif not self._obey():
                     self._last_one_out()
-            self._reap()
 
-    def _reap(self) -> None:
-        spare = self._spare
-        if spare is not None and os.waitpid(spare.pid, os.WNOHANG)[0]:
+    def _watch(self, pid: int) -> None:
+        """Notice when a child ends, by a pidfd."""
+        pidfd = os.pidfd_open(pid)
+        self._watched[pidfd] = pid
+        self._poll.register(pidfd, select.POLLIN)
+
+    def _reap(self, pidfd: int) -> None:
+        """Take the status of a child that has ended, and report it if it was a task."""
+        self._poll.unregister(pidfd)
+        os.close(pidfd)
+        pid = self._watched.pop(pidfd)
+        _, status = os.waitpid(pid, 0)
+        if self._spare is not None and self._spare.pid == pid:
             self._spare = None  # somebody has killed it
-        for pid in list(self._children):
-            found, status = os.waitpid(pid, os.WNOHANG)
-            if found:
-                self._children.discard(pid)
-                self._report(Exited(pid, os.waitstatus_to_exitcode(status)))
+        elif pid in self._children:
+            self._children.discard(pid)
+            self._report(Exited(pid, os.waitstatus_to_exitcode(status)))
 
     def _report(self, report: Report) -> None:
         with contextlib.suppress(OSError):
@@ -231,7 +239,7 @@ class Zygote:
             os.close(connection)
         elif isinstance(order, Kill):
             if order.pid in self._children:
-                os.kill(order.pid, signal.SIGKILL)
+                os.kill(order.pid, order.signal)
         else:
             self._at_end = order
         return True
@@ -240,7 +248,6 @@ class Zygote:
         """Give the order to the spare, or to a new process if there is none or it is gone."""
         spare, self._spare = self._spare, None
         if spare is not None and not spare.become(order, descriptors):
-            os.waitpid(spare.pid, 0)
             spare = None
         if spare is None:
             spare = self._fork(rehearsed=False)
@@ -251,15 +258,17 @@ class Zygote:
         self._report(Spawned(token, spare.pid if spare is not None else 0))
 
     def _fork(self, *, rehearsed: bool = True) -> Spare | None:
-        return fork_spare(self._detach, _become, rehearsed=rehearsed)
+        spare = fork_spare(self._detach, _become, rehearsed=rehearsed)
+        if spare is not None:
+            self._watch(spare.pid)
+        return spare
 
     def _detach(self) -> None:
         """In a new process: give up what is the zygote's."""
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         self._kernel.close()
-        os.close(self._wake_read)
+        for pidfd in self._watched:
+            os.close(pidfd)
 
     def _start_fresh(self, order: Fresh, connection: int) -> None:
         try:
@@ -267,6 +276,7 @@ class Zygote:
         except OSError:
             self._report(Spawned(order.token, 0))
             return
+        self._watch(pid)
         self._children.add(pid)
         self._report(Spawned(order.token, pid))
 
@@ -291,10 +301,11 @@ def _become(data: bytes, descriptors: list[int]) -> None:
     """In a new process: be the task that is ordered."""
     order = _decode_order(data)
     assert isinstance(order, Spawn)
-    line, region = descriptors
+    line, region, stack = descriptors
     set_process_name(f"atoll-{order.birth.name}")
     if order.user_namespace and os.geteuid() != 0:
         enter_user_namespace()
+    write_stacks_to(stack)
     connection = socket.socket(fileno=line)
     connection.setblocking(True)
     run_task(connection, region, order.birth)

@@ -18,14 +18,16 @@ import secrets
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 import trio
 
-from core.errors import AtollError, QueueFullError, TaskError
+from core.errors import TaskError
 from core.kernel.calls import FULL_MASK, JOINED_MASK, ORDINARY_MASK, named_task
 from core.kernel.colocated import Colocated, ColocatedTask
+from core.kernel.endings import Death, Order
 from core.kernel.kernel import Kernel
 from core.kernel.line import KernelLine
 from core.kernel.rim import Rim
@@ -33,14 +35,14 @@ from core.kernel.tasks import KernelTask, Placement, Program, State
 from core.kernel.zygote import start_zygote
 from core.userlib.interface import Interface, encode
 from core.userlib.isolated import Birth
-from core.userlib.kernel_calls import Supervision
+from core.userlib.last_stack import LastStack
 from core.userlib.line import Region, new_region
 from core.userlib.server import NoOperations, Server
 from core.userlib.task import Task
 
 from .description import Grant, ServerDescription, SystemDescription
+from .mending import SUPERVISOR, Mending
 from .replacement import Replacements
-from .supervisor import Policy
 from .zygotes import Zygote, Zygotes
 
 START_TIMEOUT_S: Final = 20.0
@@ -49,9 +51,6 @@ START_TRIES: Final = 3
 STOP_TIMEOUT_S: Final = 5.0
 JOINED_LIMIT: Final = 256
 """Programs that may be joined at the same time."""
-_SUPERVISOR: Final = "supervisor"
-_SUPERVISOR_DEATHS: Final = 20
-"""Deaths of the supervisor within ten seconds after which the kernel waits before it mends it."""
 
 
 class BootError(Exception):
@@ -95,10 +94,17 @@ class System:
         )
         self._joined = itertools.count(1).__next__
         self._regions: dict[str, tuple[int, Region]] = {}
+        self._stacks: dict[str, LastStack] = {}
+        self.mending = Mending(
+            self.kernel,
+            self.rim,
+            self.client,
+            self._fail,
+            lambda: self._stopping or bool(self.failure),
+        )
         self._makers: dict[str, Callable[[Task], Server]] = {}
         self._nursery: trio.Nursery | None = None
         self._stopping = False
-        self._supervisor_deaths = 0
         self._changed = trio.Event()
         self.replacements = Replacements(self)
         self.replacements.note_files()
@@ -106,7 +112,8 @@ class System:
         self.failure = ""
         self.kernel.start_incarnation = self._start_incarnation
         self.kernel.on_death = self._on_death
-        self.kernel.on_ready = lambda task: self.wake()
+        self.kernel.on_ready = self._on_ready
+        self.kernel.on_halt = self._fail
 
     # -- tasks -------------------------------------------------------------------------------------
 
@@ -115,18 +122,16 @@ class System:
         servers = self.description.servers
         for server in servers.values():
             options = dict(server.options)
-            if server.name == _SUPERVISOR:
+            if server.name == SUPERVISOR:
                 options["policies"] = {
-                    other.name: msgspec.to_builtins(
-                        Policy(other.restart, other.intensity, other.period_s)
-                    )
-                    for other in servers.values()
+                    other.name: msgspec.to_builtins(other.policy) for other in servers.values()
                 }
             task = self.kernel.add_task(
                 Program(server.name, server.program, Placement(server.placement), options),
                 server.cls.interface,
             )
             task.kernel_mask = FULL_MASK if server.privileged else ORDINARY_MASK
+            task.watch = server.watch
             self._makers[server.name] = server.cls
         for server in servers.values():
             self.grant(self.task(server.name), server.grants)
@@ -191,17 +196,21 @@ class System:
         if task.name not in self._regions:
             descriptor = new_region()
             self._regions[task.name] = (descriptor, Region(descriptor))
+            self._stacks[task.name] = LastStack()
         descriptor, region = self._regions[task.name]
+        stack = self._stacks[task.name]
+        stack.clear()
         server = self.description.servers[task.name]
         zygote = self.zygotes.of(task.name)
         with theirs:
             try:
-                ends = (theirs.fileno(), descriptor)
+                ends = (theirs.fileno(), descriptor, stack.descriptor)
                 token = zygote.spawn(self._birth(task), server.user_namespace, ends)
             except TaskError:
                 ours.close()
                 raise
         task.engine = line = KernelLine(self.kernel, task, ours, region, self.rim, zygote.kill)
+        line.last_stack, line.dump_stack = stack, zygote.dump
         zygote.expect(token, line)
 
     def _birth(self, task: KernelTask) -> Birth:
@@ -227,74 +236,22 @@ class System:
         self.failed.set()
         self.wake()
 
-    def _on_death(self, task: KernelTask, reason: str, orderly: bool) -> None:
+    def _on_death(self, death: Death) -> None:
         self.wake()
-        if task.program.placement is Placement.JOINED:
-            self.kernel.retire(task, "the program left")
+        if death.task.program.placement is Placement.JOINED:
+            self.kernel.retire(death.task, "the program left")
             return
-        if self._stopping or self.failure or self.replacements.died(task, reason, orderly):
+        self.mending.enter(death)
+        if self._stopping or self.failure:
             return
-        self.bury(task, reason, orderly=orderly)
-
-    def bury(self, task: KernelTask, reason: str, *, orderly: bool) -> None:
-        """Have it decided what follows a death: by the supervisor, or if it is its own, here."""
-        if task.name == _SUPERVISOR:
-            self._mend_supervisor(task, reason)
+        if self.replacements.died(death):
+            self.mending.faults.decided(death.number, "left to who restarts or reloads it")
         else:
-            self._announce(task, reason, orderly)
+            self.mending.follow(death)
 
-    def _announce(self, task: KernelTask, reason: str, orderly: bool) -> None:
-        supervisor = self.kernel.tasks.named(_SUPERVISOR)
-        if supervisor is None:
-            self.kernel.log(f"{task.name} ended and nobody supervises: {reason}")
-            self.kernel.retire(task, "it ended, and there is no supervisor")
-            return
-        spec = Supervision.named("died")
-        arguments = (task.name, task.id.generation - 1, reason[-4000:], orderly)
-        try:
-            supervisor.names[1].port.check_room(self.client().place)
-            right = supervisor.names[1].derive()
-        except QueueFullError:
-            self.rim.timers.arm(0.1, lambda: self._announce_again(task, reason))
-            return
-        except AtollError:
-            return  # the supervisor is gone for good
-        self.client().send(right, spec, arguments)
-        right.release()
-
-    def _announce_again(self, task: KernelTask, reason: str) -> None:
-        if task.state is State.DOWN and not self._stopping:
-            self._announce(task, reason, orderly=False)
-
-    def _mend_supervisor(self, task: KernelTask, reason: str) -> None:
-        """Start the supervisor again, and tell it of everything that is down."""
-        self.kernel.log(f"{_SUPERVISOR} ended ({_last_line(reason)}); the kernel starts it again")
-        self._supervisor_deaths += 1
-        delay_s = 0.0 if self._supervisor_deaths < _SUPERVISOR_DEATHS else 1.0
-
-        def again() -> None:
-            if self._stopping or task.state is not State.DOWN:
-                return
-            try:
-                self.kernel.spawn(task)
-            except TaskError as error:
-                self._fail(f"the {_SUPERVISOR} cannot be started again: {error.detail}")
-                return
-            self.announce_down_to(task)
-
-        self.rim.timers.arm(delay_s, again)
-        self.rim.timers.arm(10.0, self._forgive_supervisor)
-
-    def announce_down_to(self, task: KernelTask) -> None:
-        """Tell a supervisor that starts anew of everything that is down; others hear nothing."""
-        if task.name != _SUPERVISOR:
-            return
-        for other in self.kernel.tasks:
-            if other.state is State.DOWN and other.main_port is not None and other.program.server:
-                self._announce(other, "down while the supervisor was", orderly=False)
-
-    def _forgive_supervisor(self) -> None:
-        self._supervisor_deaths -= 1
+    def _on_ready(self, task: KernelTask) -> None:
+        self.wake()
+        self.mending.faults.serving(task)
 
     # -- joining -----------------------------------------------------------------------------------
 
@@ -386,6 +343,7 @@ class System:
         self._nursery = nursery
         self.zygotes.first.watch()
         nursery.start_soon(self.rim.run)
+        self.mending.start(nursery)
         order = self.description.start_order()
         try:
             for name in order:
@@ -414,7 +372,9 @@ class System:
         if engine is None:
             return
         if task.program.placement is Placement.JOINED:
-            engine.kill()  # it sees its line closed; nobody waits for a program of the host
+            engine.kill(
+                Order("the system was stopped")
+            )  # it sees its line closed; nobody waits for a program of the host
             return
         engine.stop()
         with trio.move_on_after(STOP_TIMEOUT_S):
@@ -422,15 +382,15 @@ class System:
                 await self._changed.wait()
         if task.engine is engine:
             self.kernel.log(f"{task.name} did not end within {STOP_TIMEOUT_S:g} s and is killed")
-            await self.kill_task(task)
+            await self.kill_task(task, Order(f"did not stop within {STOP_TIMEOUT_S:g} s"))
 
-    async def kill_task(self, task: KernelTask) -> None:
+    async def kill_task(self, task: KernelTask, order: Order) -> None:
         """Kill an incarnation, and wait a moment for its end."""
         engine = task.engine
         if engine is None:
             return
         with contextlib.suppress(TaskError):
-            engine.kill()
+            engine.kill(order)
         with trio.move_on_after(1):
             while task.engine is engine:
                 await self._changed.wait()
@@ -443,6 +403,8 @@ class System:
         for descriptor, region in self._regions.values():
             region.close()
             os.close(descriptor)
+        for stack in self._stacks.values():
+            stack.close()
         self.rim.close()
 
 
@@ -458,14 +420,20 @@ def log_to_stderr(text: str) -> None:
 
 @contextlib.asynccontextmanager
 async def booted(
-    prepared: Prepared, log: Callable[[str], None] = log_to_stderr
+    prepared: Prepared,
+    log: Callable[[str], None] = log_to_stderr,
+    faults: Path | None = None,
 ) -> AsyncIterator[System]:
     """Boot a prepared system, yield it while it runs, and stop it.
+
+    Args:
+        faults: where the fault log is written; None: it stays in memory.
 
     Raises:
         BootError: a server could not be started. What had started is stopped again.
     """
     system = System(prepared, log)
+    system.mending.faults.path = faults
     failure: Exception | None = None
     try:
         system.enter()

@@ -4,8 +4,16 @@
     class = "fs_server.server:FileServer"     # module:class, imported by name
     placement = "process"                     # or "colocated"
     restart = "permanent"                     # "transient": only after a fault; "temporary": never
-    intensity = 20                            # deaths within period_s after which it is given up
+    intensity = 20                            # deaths within period_s that are mended; after more:
     period_s = 5.0
+    escalation = "give-up"                    # or "restart-all" (once), "end-system"
+    first_delay_s = 0.01                      # of restarts, once deaths have become frequent
+    longest_delay_s = 2.0                     # the delay doubles up to this
+    dependents = ["net"]                      # restarted with it, in this order
+    silence_s = 1.0                           # stopped or spinning for so long, it counts as hung;
+                                              # 0: it may be silent for ever, as under a debugger
+    host_s = 60.0                             # the same while it waits in the host, as for a disk
+    start_s = 20.0                            # the same, of its own work, until it serves
     grants = { disk = "disk" }                # name here = server, with all its operations; or
                                               # disk = { server = "disk", operations = ["lend"] }
     options = { readahead = 8 }               # handed to the server as they are
@@ -28,7 +36,10 @@ from typing import Any, Final
 import msgspec
 
 from core.abi import ALL_OPERATIONS
+from core.kernel.tasks import Watch
 from core.userlib.server import Server
+
+from .supervisor import ESCALATIONS, FIRST_DELAY_S, LONGEST_DELAY_S, Policy
 
 PLACEMENTS: Final = ("process", "colocated")
 RESTARTS: Final = ("permanent", "transient", "temporary")
@@ -43,8 +54,17 @@ _SERVER_KEYS: Final = frozenset(
         "options",
         "kernel",
         "user_namespace",
+        "first_delay_s",
+        "longest_delay_s",
+        "dependents",
+        "escalation",
+        "silence_s",
+        "host_s",
+        "start_s",
     }
 )
+SILENCE_S: Final = 1.0
+"""Silence of a stopped or spinning server, unless its description says more."""
 
 
 class DescriptionError(Exception):
@@ -72,6 +92,8 @@ class ServerDescription(msgspec.Struct, frozen=True):
     options: dict[str, Any]
     privileged: bool
     user_namespace: bool
+    policy: Policy = Policy()
+    watch: Watch = Watch()
 
 
 class SystemDescription(msgspec.Struct, frozen=True):
@@ -143,7 +165,7 @@ class _Reader:
             self.table(where, table, key)
         program = table.get("class", "")
         placement = self._word(where, table, "placement", PLACEMENTS)
-        restart = self._word(where, table, "restart", RESTARTS)
+        policy = self._policy(where, table)
         if table.get("kernel", "") not in ("", "full"):
             raise self.fail(where, "kernel", 'kernel is "full" or left out')
         return ServerDescription(
@@ -151,14 +173,64 @@ class _Reader:
             program,
             self._load(where, program),
             placement,
-            restart,
-            self._number(where, table, "intensity", 50),
-            float(self._number(where, table, "period_s", 10)),
+            policy.restart,
+            policy.intensity,
+            policy.period_s,
             {},
             dict(table.get("options", {})),
             table.get("kernel") == "full",
             self._flag(where, table, "user_namespace"),
+            policy=policy,
+            watch=self._watch(where, table),
         )
+
+    def _policy(self, where: str, table: dict[str, Any]) -> Policy:
+        policy = Policy(
+            restart=self._word(where, table, "restart", RESTARTS),
+            intensity=int(self._number(where, table, "intensity", 50)),
+            period_s=float(self._number(where, table, "period_s", 10)),
+            first_delay_s=float(self._number(where, table, "first_delay_s", FIRST_DELAY_S)),
+            longest_delay_s=float(self._number(where, table, "longest_delay_s", LONGEST_DELAY_S)),
+            dependents=self._names(where, table, "dependents"),
+            escalation=self._word(where, table, "escalation", ESCALATIONS),
+        )
+        if policy.first_delay_s > policy.longest_delay_s:
+            raise self.fail(where, "first_delay_s", "first_delay_s is more than longest_delay_s")
+        if policy.restart == "temporary" and policy.escalation != "give-up":
+            reason = "a temporary server is never restarted, so nothing escalates"
+            raise self.fail(where, "escalation", reason)
+        return policy
+
+    def _watch(self, where: str, table: dict[str, Any]) -> Watch:
+        def limit(key: str, default: float) -> float:
+            return float(self._number(where, table, key, default, zero=True))
+
+        return Watch(limit("silence_s", SILENCE_S), limit("host_s", 60.0), limit("start_s", 20.0))
+
+    def _names(self, where: str, table: dict[str, Any], key: str) -> list[str]:
+        value = table.get(key, [])
+        if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+            raise self.fail(where, key, f"{key} is a list of servers' names, not {value!r}")
+        if len(set(value)) < len(value):
+            raise self.fail(where, key, f"{key} names a server twice")
+        return value
+
+    def dependents(self, name: str, servers: dict[str, ServerDescription]) -> None:
+        """Check that the dependents of a server are other servers, and can be ended with it."""
+        where = f"server.{name}"
+        for other in servers[name].policy.dependents:
+            if other == name:
+                raise self.fail(where, "dependents", f"{name} does not depend on itself")
+            if other not in servers:
+                known = ", ".join(sorted(servers))
+                reason = f"{other!r} in dependents is no server here; there are {known}"
+                raise self.fail(where, "dependents", reason)
+            if servers[other].policy.restart == "temporary":
+                reason = f"{other} is temporary: it is not restarted, with {name} or without"
+                raise self.fail(where, "dependents", reason)
+            if other == "supervisor":
+                reason = "the supervisor is restarted by the kernel alone"
+                raise self.fail(where, "dependents", reason)
 
     def table(self, where: str, table: dict[str, Any], key: str) -> dict[str, Any]:
         """Return a table inside a table, empty if there is none."""
@@ -173,11 +245,15 @@ class _Reader:
             raise self.fail(where, key, f"{key} is true or false, not {value!r}")
         return value
 
-    def _number(self, where: str, table: dict[str, Any], key: str, default: int) -> int:
+    def _number(
+        self, where: str, table: dict[str, Any], key: str, default: float, *, zero: bool = False
+    ) -> float:
         value = table.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e9:
-            raise self.fail(where, key, f"{key} is a number above 0, not {value!r}")
-        return int(value) if key == "intensity" else value  # type: ignore[return-value]
+        good = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e9
+        if not good or (not value and not zero):
+            least = "a number, 0 or more" if zero else "a number above 0"
+            raise self.fail(where, key, f"{key} is {least}, not {value!r}")
+        return float(value)
 
     def _word(self, where: str, table: dict[str, Any], key: str, words: tuple[str, ...]) -> str:
         value = table.get(key, words[0])
@@ -262,7 +338,7 @@ def parse_description(
         tables.pop(name, None)
     servers: dict[str, ServerDescription] = {}
     for name, table in tables.items():
-        server = reader.server(name, table)
+        server = reader.server(name, _less(table, without))
         added = (options or {}).get(name, {})
         servers[name] = msgspec.structs.replace(server, options={**server.options, **added})
     reader.table("joined", joins, "grants")
@@ -270,6 +346,7 @@ def parse_description(
     for name in servers:
         granted = reader.grants(f"server.{name}", complete[name], servers)
         servers[name] = msgspec.structs.replace(servers[name], grants=granted)
+        reader.dependents(name, servers)
     joined = reader.grants("joined", _without(joins, without), servers)
     return SystemDescription(servers, joined)
 
@@ -282,6 +359,14 @@ def _without(table: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
         if _target(value) not in names
     }
     return {**table, "grants": grants}
+
+
+def _less(table: Any, without: tuple[str, ...]) -> Any:
+    """Return a server's table without the dependents that are left out."""
+    names = table.get("dependents") if isinstance(table, dict) else None
+    if not isinstance(names, list):
+        return table
+    return {**table, "dependents": [name for name in names if name not in without]}
 
 
 def _target(value: Any) -> str:

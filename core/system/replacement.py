@@ -24,7 +24,6 @@ as it has to cope with whatever an older incarnation has left.
 from __future__ import annotations
 
 import os
-import signal
 import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
@@ -32,22 +31,21 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from core.errors import AtollError, TaskError
+from core.kernel.endings import Death, Ending, Order, last_line
 from core.kernel.fresh import Version, describe, project_files
-from core.kernel.line import PROCESS_ENDED, KernelLine
 from core.kernel.tasks import KernelTask, Placement, State
 from core.userlib.kernel_calls import Restarted
 from core.userlib.task import RETURN, UPGRADE
 
 from .fitness import misfit, new_operations
 from .kept import Kept
-from .zygotes import Zygote, how
+from .zygotes import Zygote
 
 if TYPE_CHECKING:
     from .boot import System
 
 LOAD_TIMEOUT_S: Final = 30.0
 """How long the loading of changed code may take; the old version serves meanwhile."""
-_KILLED: Final = how(-signal.SIGKILL)
 _STOP_TRIES: Final = 3
 _LINES: Final = 12
 """Lines of a traceback that a command shows; all of it is in the log."""
@@ -79,10 +77,10 @@ class Replacements:
         """Return what a zygote has loaded."""
         return zygote.version or self.own()
 
-    def died(self, task: KernelTask, reason: str, orderly: bool) -> bool:
+    def died(self, death: Death) -> bool:
         """Tell whether the death of an incarnation is a replacement's to deal with."""
-        current = self._current.get(task.name)
-        return current is not None and current.died(reason, orderly)
+        current = self._current.get(death.task.name)
+        return current is not None and current.died(death)
 
     def lost(self, servers: list[str]) -> None:
         """The zygote of these servers is gone: they have the code again that was booted."""
@@ -182,7 +180,7 @@ class Replacement:
         self._result: Restarted | None = None
         self._error: AtollError | None = None
         self._replacing = False
-        self._on_trial: KernelLine | None = None
+        self._on_trial = False
         self._failed = False
         self._passed = trio.Event()
         self._kept: Kept | None = None
@@ -209,12 +207,13 @@ class Replacement:
             return self._result
         raise self._error or TaskError("the system ends")
 
-    def died(self, reason: str, orderly: bool) -> bool:
+    def died(self, death: Death) -> bool:
         """Tell whether this death is to be dealt with here."""
         if self._replacing:
             return True
-        if self._on_trial is None or orderly:
+        if not self._on_trial or death.ending.orderly or death.ending.outside:
             return False
+        death.acquit()  # its code is to blame, and no request
         self._failed = True
         return True
 
@@ -313,34 +312,16 @@ class Replacement:
 
     async def _watch(self, probation_s: float) -> None:
         """Wait until the new version has failed or the probation is over."""
-        task = self.task
+        self._on_trial = True
         with trio.move_on_after(probation_s):
-            while not self._passed.is_set():
-                if isinstance(task.engine, KernelLine):
-                    self._on_trial = task.engine
+            while not (self._passed.is_set() or self._failed):
                 await self._system.wait_changed()
-                if self._failed and await self._killed():
-                    self._failed = False
-                    self._system.bury(task, _KILLED, orderly=False)
-                elif self._failed:
-                    break
-        if not self._failed:
-            self._on_trial = None
-
-    async def _killed(self) -> bool:
-        """Tell whether somebody has killed the incarnation: then its code is not to blame."""
-        words = self.task.last_words
-        with trio.move_on_after(1.0):
-            while words is self.task.last_words and words[-1] == PROCESS_ENDED:
-                await self._system.wait_changed()
-        return self.task.last_words[-1] == _KILLED
+        self._on_trial = self._failed
 
     async def _fail_probation(self, old: Zygote, number: int) -> None:
         task = self.task
         self._replacing = True
         self.verdict = task.last_words[-1]
-        if self._on_trial is not None:
-            self._on_trial.acquit()
         await self._roll_back(old, number, self.verdict)
 
     async def _roll_back(self, old: Zygote, number: int, failure: str) -> None:
@@ -363,7 +344,7 @@ class Replacement:
         """End the probation now: who replaces a version that serves has accepted it."""
         if self._result is not None and not (self._replacing or self._failed):
             self._passed.set()
-            self._on_trial = None
+            self._on_trial = False
             self._all.end(self)
             self._system.wake()
 
@@ -399,19 +380,19 @@ class Replacement:
             while task.state is State.STARTING and task.id.generation == ends[1]:
                 await system.wait_changed()
         if task.state is State.RUNNING:
-            system.announce_down_to(task)
             return ""
         if task.engine is None:
-            await self._killed()
             return task.last_words[-1]
-        await system.kill_task(task)
-        task.last_words[-1] = f"it was not ready within {self._patience_s:g} s, and was killed"
-        return task.last_words[-1]
+        reason = f"it was not ready within {self._patience_s:g} s, and was killed"
+        await system.kill_task(task, Order(reason))
+        return reason
 
     def _hand_over(self, reason: str) -> None:
         """Let the supervisor go on with a server that does not start."""
         if self.task.state is State.DOWN:
-            self._system.bury(self.task, reason, orderly=False)
+            death = Death(self.task, Ending(last_line(reason)))
+            death.generation -= 1
+            self._system.mending.follow(death)
 
     def _tell(
         self,

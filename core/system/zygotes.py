@@ -19,11 +19,13 @@ import sys
 from collections.abc import Callable
 
 from core.errors import TaskError
+from core.kernel.endings import OutOfMemory
 from core.kernel.fresh import Loaded, Version
-from core.kernel.line import PROCESS_ENDED, KernelLine
+from core.kernel.line import KernelLine
 from core.kernel.rim import Rim
 from core.kernel.zygote import AtEnd, Exited, Fresh, Kill, Report, Spawn, Spawned, ZygoteLine
 from core.userlib.isolated import Birth
+from core.userlib.last_stack import DUMP_SIGNAL
 
 
 class Zygote:
@@ -62,17 +64,18 @@ class Zygote:
         self._token = itertools.count(1).__next__
         self._starting: dict[int, KernelLine | Zygote] = {}
         self._children: dict[int, KernelLine | Zygote] = {}
+        self._out_of_memory = OutOfMemory()
 
     def watch(self) -> None:
         """Take reports from now on."""
         self._rim.add(self._line)
 
-    def spawn(self, birth: Birth, user_namespace: bool, descriptors: tuple[int, int]) -> int:
+    def spawn(self, birth: Birth, user_namespace: bool, descriptors: tuple[int, int, int]) -> int:
         """Order a task to be forked; return the order's token, for `expect`.
 
         Args:
-            descriptors: the task's end of its line, and its transfer region. They stay the
-                caller's.
+            descriptors: the task's end of its line, its transfer region, and the memory that its
+                last stack goes into. They stay the caller's.
 
         Raises:
             TaskError: the zygote takes no orders.
@@ -102,6 +105,11 @@ class Zygote:
         with contextlib.suppress(OSError):
             self._line.order(Kill(pid))
 
+    def dump(self, pid: int) -> None:
+        """Have a child write its stack into the memory that it was given for that."""
+        with contextlib.suppress(OSError):
+            self._line.order(Kill(pid, DUMP_SIGNAL))
+
     def at_end(self, commands: list[list[str]], remove: list[str]) -> None:
         """Have things undone when this process is gone, however it ends."""
         self._line.order(AtEnd(commands, remove))
@@ -126,7 +134,11 @@ class Zygote:
     def _spawned(self, report: Spawned) -> None:
         child = self._starting.pop(report.token)
         if not report.pid:
-            child.close("the host has no room for another process")
+            words = "the host has no room for another process"
+            if isinstance(child, Zygote):
+                child.close(words)
+            else:
+                child.never_lived(words)
             return
         child.pid = report.pid
         self._children[report.pid] = child
@@ -138,13 +150,8 @@ class Zygote:
         if isinstance(line, Zygote):
             line.failure = line.failure or how(report.status)
             return
-        if not line.closed:
-            while line.readable():
-                pass
-            line.close(how(report.status))
-        if report.status == -signal.SIGKILL:
-            line.forgive()
-        line.task.explain_end(line.generation, PROCESS_ENDED, how(report.status))
+        killed = report.status == -signal.SIGKILL
+        line.exited(report.status, out_of_memory=killed and self._out_of_memory.look())
 
     def _ended(self) -> None:
         if not self.closed:

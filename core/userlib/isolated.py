@@ -216,6 +216,8 @@ class IsolatedTask(Task):
                 return self._answer(packet, spec, slot, start)
             if packet.kind in (Kind.REPLY, Kind.ERROR):
                 self.answered(packet)
+            elif packet.kind == Kind.PING:
+                self.line.send(Kind.PONG)  # who waits for another server is alive
             else:
                 self.set_aside.append(packet)
                 if self.on_set_aside is not None:
@@ -363,8 +365,14 @@ class IsolatedTask(Task):
     def spawn(self, name: str) -> None:  # noqa: D102
         self._kernel("spawn", name)
 
-    def retire(self, name: str) -> None:  # noqa: D102
-        self._kernel("retire", name)
+    def kill(self, name: str, generation: int, reason: str) -> None:  # noqa: D102
+        self._kernel("kill", name, generation, reason)
+
+    def retire(self, name: str, reason: str) -> None:  # noqa: D102
+        self._kernel("retire", name, reason)
+
+    def halt(self, reason: str) -> None:  # noqa: D102
+        self._kernel("halt", reason)
 
     def log(self, text: str) -> None:  # noqa: D102
         self._kernel("log", text[:4096])

@@ -206,12 +206,26 @@ class KernelCalls(Interface):
         """Start a described task that does not run."""
 
     @operation
-    async def kill(self, name: str) -> None:
-        """End a task's incarnation at once; the supervisor decides what follows."""
+    async def kill(self, name: str, generation: int, reason: str) -> None:
+        """End a task's incarnation at once, for a reason that `atoll why` will show.
+
+        A promoted one, which cannot be killed, is stopped in good order.
+
+        Args:
+            generation: the incarnation that is meant, -1 for any; TaskError if another one runs.
+        """
 
     @operation
-    async def retire(self, name: str) -> None:
-        """Give a task up: its ports die, and what waits at them is answered with DeadPortError."""
+    async def retire(self, name: str, reason: str) -> None:
+        """Give a task up: its ports die, and what waits at them is answered with DeadPortError.
+
+        Args:
+            reason: what the clients are told.
+        """
+
+    @operation
+    async def halt(self, reason: str) -> None:
+        """End the whole system in good order."""
 
     @operation(idempotent=True)
     async def tasks(self) -> list[TaskInfo]:
@@ -222,13 +236,23 @@ class KernelCalls(Interface):
         """Return all ports."""
 
 
-PRIVILEGED: Final = ("spawn", "kill", "retire", "tasks", "ports")
+PRIVILEGED: Final = ("spawn", "kill", "retire", "halt", "tasks", "ports")
 """Operations that only the supervisor's and the composition's right allows."""
 
 
 class Supervision(Interface):
-    """What the kernel tells the supervisor."""
+    """What the kernel tells the supervisor, and the supervisor's decision."""
 
     @operation
-    async def died(self, name: str, generation: int, reason: str, orderly: bool) -> None:
-        """A task's incarnation has ended; `orderly` if it ended by itself without a fault."""
+    async def died(self, name: str, generation: int, cause: str, orderly: bool) -> str:
+        """A task's incarnation has ended; return in words what follows.
+
+        Args:
+            generation: of the incarnation that ended.
+            cause: one line.
+            orderly: it ended because it was told to, without a fault.
+        """
+
+    @operation
+    async def silent(self, name: str, generation: int, how: str) -> str:
+        """A task's incarnation counts as hung, by the limits that its description sets."""

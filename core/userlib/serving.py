@@ -16,6 +16,7 @@ import contextlib
 import ctypes
 import importlib
 import os
+import resource
 import select
 import socket
 import traceback
@@ -42,6 +43,8 @@ from .task import complete
 
 _CALL: Final = int(Kind.CALL)
 _FAULT_TEXT_LIMIT: Final = 16_000
+_BALLAST: Final = 1 << 20
+"""Octets that are let go when an incarnation ends, so that it can still say it had no memory."""
 _DRAIN_LIMIT: Final = 64
 """Packets that the trio reader takes before it lets other trio tasks run."""
 
@@ -248,6 +251,8 @@ def _serve_blocking(task: IsolatedTask, server: Server) -> None:
             return
         if kind in (Kind.REPLY, Kind.ERROR):
             task.answered(packet)
+        elif kind == Kind.PING:
+            task.line.send(Kind.PONG)
         elif kind != Kind.ABORT:  # too late: a plain handler has replied when the abort is read
             handle(packet)
 
@@ -311,6 +316,8 @@ class _TrioLoop:
             scope = self._scopes.get(packet.request)
             if scope is not None:
                 scope.cancel()
+        elif kind == Kind.PING:
+            self._task.line.send(Kind.PONG)
         elif kind == Kind.STOP:
             self._stopping = True
             nursery.cancel_scope.cancel()
@@ -370,6 +377,7 @@ def run_task(connection: socket.socket, region: int, birth: Birth) -> NoReturn:
     line = Line(connection, Region(region))
     os.close(region)
     status = 0
+    ballast = bytearray(_BALLAST)
     try:
         cls = _load(birth.program)
         task = IsolatedTask(line, birth)
@@ -382,8 +390,8 @@ def run_task(connection: socket.socket, region: int, birth: Birth) -> NoReturn:
     except BaseException as error:  # noqa: BLE001 - whatever it is, it ends this address space
         status = 1
         if not _closed(error):
-            text = "".join(traceback.format_exception(cause_of(error)))[-_FAULT_TEXT_LIMIT:]
-            _report(line, _guilty(error), text)
+            del ballast
+            _report(line, _guilty(error), _account(cause_of(error)))
     os._exit(status)
 
 
@@ -405,6 +413,23 @@ def rehearse() -> None:
     for server in Server.__subclasses__():
         with contextlib.suppress(Exception):
             server.rehearse()
+
+
+def _account(error: BaseException) -> str:
+    """Return the trace of an exception; of want of memory too, when there is not much left."""
+    try:
+        text = "".join(traceback.format_exception(error))[-_FAULT_TEXT_LIMIT:]
+    except MemoryError:
+        text = "MemoryError"
+    if isinstance(error, MemoryError):
+        limits = (
+            resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)
+        )
+        least = min((limit for limit in limits if limit != resource.RLIM_INFINITY), default=0)
+        if least:
+            words = f"under a limit of {least / 2**20:.0f} MiB"
+            text = f"{text.rstrip()}{' ' if str(error) else ': '}{words}\n"
+    return text
 
 
 def _report(line: Line, request: int, text: str) -> None:

@@ -161,8 +161,16 @@ class Task(abc.ABC):
         """Start a described task that does not run; only the supervisor may."""
 
     @abc.abstractmethod
-    def retire(self, name: str) -> None:
+    def kill(self, name: str, generation: int, reason: str) -> None:
+        """End a task's incarnation at once; only the supervisor may. See `KernelCalls.kill`."""
+
+    @abc.abstractmethod
+    def retire(self, name: str, reason: str) -> None:
         """Give a task up for good; only the supervisor may."""
+
+    @abc.abstractmethod
+    def halt(self, reason: str) -> None:
+        """End the whole system; only the supervisor may."""
 
     @abc.abstractmethod
     def log(self, text: str) -> None:

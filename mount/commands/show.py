@@ -1,4 +1,4 @@
-"""Looking at a system: `status`, `ps`, `ports`, `why`, `log`."""
+"""Looking at a system: `status`, `ps`, `ports`, `log`."""
 
 from __future__ import annotations
 
@@ -39,13 +39,6 @@ def register(commands: Commands) -> None:
         "`in flight` are being served.\n\nexample:\n  watch -n1 atoll ports",
     )
     parser.add_argument("--json", action="store_true", help="for scripts")
-    parser = commands.add(
-        "why",
-        why,
-        "say why a server's incarnations ended",
-        "example:\n  atoll kill fs; atoll why fs",
-    )
-    parser.add_argument("server", help="its name in `atoll ps`")
     parser = commands.add(
         "log", log, "show what a system has logged", "example:\n  atoll log --lines 20"
     )
@@ -133,22 +126,6 @@ def ports(arguments: argparse.Namespace) -> int:
 def _short(reason: str) -> str:
     lines = reason.strip().splitlines()
     return lines[-1] if lines else ""
-
-
-def why(arguments: argparse.Namespace) -> int:
-    """Run `atoll why`."""
-    from .connection import ask, control
-
-    with control(arguments.name) as (_, system):
-        words = ask(system.last_words(arguments.server))
-    if not words:
-        say(f"{arguments.server} has not ended since the system started")
-    for number, word in enumerate(words, 1):
-        first, *rest = word.strip().splitlines() or [""]
-        say(f"{number}. {first}")
-        for line in rest:
-            say(f"   {line}")
-    return 0
 
 
 def log(arguments: argparse.Namespace) -> int:

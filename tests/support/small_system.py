@@ -117,6 +117,7 @@ class Small:
         """Return the pid of a server's process."""
         engine = self.system.task(server).engine
         assert engine is not None
+        assert engine.pid or not self.isolated  # a signal to 0 would end the tests themselves
         return engine.pid
 
     def generation(self, server: str) -> int:

@@ -99,6 +99,7 @@ def test_replies_sent_before_a_death_are_taken_though_requests_were_unread(bench
         bench.server.send(Kind.REPLY, request=requests[number].id, fields=encode((number, "done")))
     bench.server.close()  # with three requests unread, which makes Linux say ECONNRESET first
     bench.drain()
+    bench.line.exited(3)
     assert bench.client.answers == [(0, "done"), (1, "done")]
     port = bench.task.main_port
     assert port is not None

@@ -126,7 +126,7 @@ def test_a_server_that_cannot_start_fails_the_boot_with_its_reason(placement: st
         async with booted(prepared, lambda text: None):
             pytest.fail("booted")
 
-    with pytest.raises(BootError, match=r"mortal did not start: KeyError: 'journal'"):
+    with pytest.raises(BootError, match=r"did not start: .*KeyError: 'journal', while starting"):
         trio.run(main)
 
 

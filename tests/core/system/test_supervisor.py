@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -21,8 +22,38 @@ class FakeTask(Task):
         self.rights: dict[str, Right] = {}
         self.spawned: list[str] = []
         self.retired: list[str] = []
+        self.reasons: list[str] = []
+        self.down: set[str] = set()
         self.armed: list[float] = []
         self.logged: list[str] = []
+        self.killed: list[tuple[str, int]] = []
+        self.halted: list[str] = []
+        self.memory = -1
+
+    def keep(self, label: str, descriptor: int) -> None:
+        """Keep it."""
+        self.forget(label)
+        self.memory = os.dup(descriptor)
+
+    def kept(self, label: str) -> int | None:
+        """Give it back."""
+        return os.dup(self.memory) if self.memory >= 0 else None
+
+    def forget(self, label: str) -> None:
+        """Close it."""
+        if self.memory >= 0:
+            os.close(self.memory)
+        self.memory = -1
+
+    def kill(self, name: str, generation: int, reason: str) -> None:
+        """Note it."""
+        if name in self.down:
+            raise TaskError(f"task {name} is down")
+        self.killed.append((name, generation))
+
+    def halt(self, reason: str) -> None:
+        """Note it."""
+        self.halted.append(reason)
 
     def spawn(self, name: str) -> None:
         """Note it."""
@@ -30,9 +61,10 @@ class FakeTask(Task):
             raise TaskError("task running is running")
         self.spawned.append(name)
 
-    def retire(self, name: str) -> None:
+    def retire(self, name: str, reason: str) -> None:
         """Note it."""
         self.retired.append(name)
+        self.reasons.append(reason)
 
     def arm(self, delay_s: float, bits: int) -> int:
         """Note it."""
@@ -149,6 +181,7 @@ def test_a_death_told_twice_is_mended_once(bench: Bench) -> None:
 def test_a_server_that_runs_already_is_left_alone(bench: Bench) -> None:
     bench.server.died("running", 0, "", False)
     assert "not started" in bench.task.logged[-1]
+    assert not bench.task.spawned
 
 
 def test_last_words_of_any_shape_are_logged(bench: Bench) -> None:
