@@ -104,7 +104,6 @@ class KernelLine:
         connection.setblocking(False)
         self.kernel = kernel
         self.task = task
-        self.generation = task.id.generation
         self.pid = 0
         self.last_stack: LastStack | None = None
         self.dump_stack: Callable[[int], None] = lambda pid: None

@@ -31,13 +31,6 @@ class Outages:
         self._open.append(Outage(generation, last, orderly, time.monotonic(), 0.0))
         del self._open[:-OUTAGES_LIMIT]
 
-    def explain(self, generation: int, reason: str) -> None:
-        """More is known now of why that incarnation ended."""
-        for outage in (*reversed(self._open), *reversed(self._over)):
-            if outage.generation == generation:
-                outage.reason = reason
-                return
-
     def served(self) -> None:
         """An incarnation serves: whatever was open is over."""
         now = time.monotonic()

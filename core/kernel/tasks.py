@@ -197,16 +197,6 @@ class KernelTask:
         self.last_words = [*self.last_words[-LAST_WORDS + 1 :], reason]
         self.outages.ended(self.id.generation, reason, orderly=orderly)
 
-    def explain_end(self, generation: int, vague: str, reason: str) -> None:
-        """Put what is known now in the place of a vague reason for that incarnation's end.
-
-        Later ones may have ended since: who ends is known at once, how only when it is reaped.
-        """
-        place = len(self.last_words) - (self.id.generation - generation)
-        if 0 <= place < len(self.last_words) and self.last_words[place] == vague:
-            self.last_words[place] = reason
-            self.outages.explain(generation, reason)
-
     def __repr__(self) -> str:
         return f"<task {self.id} {self.name}>"
 

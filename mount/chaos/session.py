@@ -40,7 +40,9 @@ RETURN_S: Final = 15.0
 CHAOS_FAILED: Final = 125
 """Exit status when the command succeeded and yet something was lost, or chaos itself failed."""
 _GATHER_S: Final = 5.0
-KILLED: Final = frozenset({"it was ended by SIGKILL", "it was killed"})
+KILLED: Final = frozenset(
+    {"killed by SIGKILL (not by this system)", "killed with SIGKILL by `atoll kill`"}
+)
 """What the kernel gives as the reason of a death when it was a kill."""
 _ECHO_GRACE_S: Final = 1.0
 """An echo request that was sent this long before a death may have been read, and died with it: on a
