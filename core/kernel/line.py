@@ -68,6 +68,7 @@ if TYPE_CHECKING:
 
 _PATIENCE_LIMIT: Final = 4
 """Lingering in vain this often in a row stops it, until a reply has come quickly again."""
+_ORPHANED: Final = Ending("ended with the zygote that it was forked from", outside=True)
 _LAST_PACKETS: Final = 8192
 """Packets that are read of a process that has ended."""
 _RECEIVE_FLAGS: Final = int(socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
@@ -119,6 +120,7 @@ class KernelLine:
         self._into = [self._buffer]
         self._patience = _PATIENCE_LIMIT
         self.evidence = Evidence()
+        self._orphaned = False
         self.heard = True
         self.closed = False
         rim.add(self)
@@ -574,7 +576,9 @@ class KernelLine:
             self.region.close()  # no later incarnation uses it; a server's stays mapped
             return
         self.kernel.ending(self.task, self)
-        if self.pid:
+        if self._orphaned:
+            self.kernel.ended(self.task, self, _ORPHANED)
+        elif self.pid:
             self._end_process(self.pid)
 
     def exited(self, status: int, *, out_of_memory: bool = False) -> None:
@@ -592,6 +596,12 @@ class KernelLine:
             self.evidence.stack = self.last_stack.read()
         ending = ending_of(self.evidence, status, out_of_memory=out_of_memory)
         self.kernel.ended(self.task, self, ending)
+
+    def orphaned(self) -> None:
+        """Its zygote is gone, which ends the process too; nobody will tell of that."""
+        self._orphaned = True
+        if self.closed:
+            self.kernel.ended(self.task, self, _ORPHANED)
 
     def never_lived(self, reason: str) -> None:
         """There will be no process."""

@@ -121,6 +121,7 @@ class Zygote:
             self.closed = True
             self._rim.remove(self._line)
             self._line.socket.close()
+            self._leave_children()
 
     def _hear(self, report: Report) -> None:
         if isinstance(report, Spawned):
@@ -157,7 +158,16 @@ class Zygote:
         if not self.closed:
             self.closed = True
             self._rim.remove(self._line)
+            self._leave_children()
             self._on_end(self)
+
+    def _leave_children(self) -> None:
+        """Nothing will be reported any more: let each child's own line tell of its end."""
+        for child in [*self._starting.values(), *self._children.values()]:
+            if isinstance(child, KernelLine):
+                child.orphaned()
+        self._starting.clear()
+        self._children.clear()
 
 
 class Zygotes:

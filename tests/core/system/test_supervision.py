@@ -63,6 +63,11 @@ class Ward:
         log = self.system.mending.faults
         return [record for number in log.numbers(server) if (record := log.record(number))]
 
+    async def decided(self, server: str) -> list[FaultRecord]:
+        """Return the records of a server, when something has been decided for each."""
+        await self.until(lambda: all(record.decision for record in self.faults(server)))
+        return self.faults(server)
+
     def pid(self, server: str) -> int:
         """Return the pid of a server's process."""
         engine = self.system.task(server).engine
@@ -134,7 +139,7 @@ async def test_each_way_to_fail_is_mended_and_named(ward: Ward, way: str) -> Non
     with trio.fail_after(30):
         assert await getattr(ward.sick, way)(1) == 2
     assert ward.generation("sick") == 1
-    (record,) = ward.faults("sick")
+    (record,) = await ward.decided("sick")
     assert re.match(WAYS[way], record.cause), record.cause
     assert IN_TRACE.get(way, "") in record.detail
     assert record.decision == "started again at once"
@@ -278,7 +283,7 @@ async def test_a_stopped_supervisor_is_mended_by_the_kernel(ward: Ward) -> None:
         assert await ward.sick.crash(1) == 2
     assert ward.faults("supervisor")[0].cause.endswith("ended by the kernel")
     assert ward.faults("supervisor")[0].decision.startswith("started again by the kernel")
-    assert ward.faults("sick")[0].decision == "started again at once"
+    assert (await ward.decided("sick"))[0].decision == "started again at once"
 
 
 async def test_a_supervisor_that_dies_at_every_death_forgets_nobody(ward: Ward) -> None:
@@ -288,7 +293,7 @@ async def test_a_supervisor_that_dies_at_every_death_forgets_nobody(ward: Ward) 
         os.kill(ward.pid("slow"), signal.SIGKILL)
         for server in ("supervisor", "sick", "slow"):
             await ward.serving(server, number)
-    assert all(record.decision for record in ward.faults("sick"))
+    await ward.decided("sick")
     assert ward.generation("sick") == ward.generation("slow") == 5
 
 
@@ -318,7 +323,9 @@ async def test_dependents_are_restarted_with_it_in_order(ward: Ward) -> None:
         )
     assert ward.generation("slow") == 0
     friend, relative = (ward.faults(server)[0] for server in ("friend", "relative"))
-    assert ward.faults("sick")[0].decision == "started again at once, and friend, relative with it"
+    assert (await ward.decided("sick"))[
+        0
+    ].decision == "started again at once, and friend, relative with it"
     assert friend.restart_s is not None
     assert relative.restart_s is not None
 
@@ -451,4 +458,4 @@ async def test_two_guilty_ones_are_both_found(ward: Ward) -> None:
 async def test_the_fault_log_is_a_file_that_tells_the_same(ward: Ward) -> None:
     assert await ward.sick.crash(1) == 2
     assert await ward.sick.fail(1) == 2
-    assert read_faults(ward.top / "faults") == ward.faults("sick")
+    assert read_faults(ward.top / "faults") == await ward.decided("sick")
