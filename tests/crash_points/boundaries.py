@@ -24,6 +24,7 @@ from core.system.boot import Prepared, System, booted
 from core.system.description import parse_description
 from fs_server.interface import FileSystem
 from fs_server.mkfs import make_volume
+from tests.support.processes import running_process
 
 from .dying import Cell, Point
 from .history import BLOCKS, OWN_WORK, START_NS, STEP_NS, History
@@ -187,10 +188,9 @@ class _Boundaries:
         down = _DOWN.get(boundary)
         if down is None:
             return 0
+        pid = await running_process(self._system, _NAMES[down])
         self._gate.hold(_NAMES[down])
-        task = self._system.task(_NAMES[down])
-        assert task.engine is not None
-        os.kill(task.engine.pid, signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)
         await self._gate.came.wait()
         return 1
 

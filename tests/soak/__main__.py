@@ -1,6 +1,7 @@
 """`make soak`: long runs under faults.
 
-    python -m tests.soak [--seconds N] [--seed N] [--only NAME | --unlucky | --forgetful]
+    python -m tests.soak [--seconds N] [--seed N] [--cycles N]
+                         [--only NAME | --unlucky | --forgetful]
 
 The programs share the time. Each prints its seed, how far it is, and a verdict of one line; the
 exit status is 1 if anything was lost. A seed gives the same faults and the same work again, though
@@ -14,11 +15,14 @@ server does not look its answers up. There the exit status is 0 if that was foun
 from __future__ import annotations
 
 import argparse
+import math
 import secrets
 import sys
 from collections.abc import Callable
 from typing import Final
 
+from .crashes import crashes
+from .cycles import cycles
 from .file_servers import ForgetfulFileServer, UnluckyFileServer
 from .files import files
 from .frames import frames
@@ -27,10 +31,12 @@ from .run import Run
 from .storm import storm
 
 PROGRAMS: Final[dict[str, tuple[Callable[[Run], None], float]]] = {
-    "storm": (storm, 0.64),
-    "files": (files, 0.12),
-    "packets": (packets, 0.12),
-    "frames": (frames, 0.12),
+    "storm": (storm, 0.52),
+    "files": (files, 0.1),
+    "packets": (packets, 0.1),
+    "frames": (frames, 0.1),
+    "crashes": (crashes, 0.1),
+    "cycles": (cycles, 0.08),
 }
 """What there is, and its share of the time."""
 
@@ -52,6 +58,7 @@ def _arguments() -> argparse.Namespace:
     which.add_argument(
         "--forgetful", action="store_true", help="the same for a file server that has to fail it"
     )
+    parser.add_argument("--cycles", type=int, default=0, help="so many, however long they take")
     return parser.parse_args()
 
 
@@ -80,9 +87,14 @@ def main() -> int:
     for name, (program, share) in programs.items():
         if arguments.only not in (None, name):
             continue
-        run = Run(name, arguments.seconds * (1 if arguments.only else share), seed, _say)
+        counted = name == "cycles" and arguments.cycles > 0
+        seconds = arguments.seconds * (1 if arguments.only else share)
+        run = Run(name, math.inf if counted else seconds, seed, _say)
         try:
-            program(run)
+            if counted:
+                cycles(run, arguments.cycles)
+            else:
+                program(run)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is a loss, and told
             run.lose(f"{type(error).__name__}: {error}")
         lost += len(run.losses)

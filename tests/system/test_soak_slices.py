@@ -9,6 +9,8 @@ import pytest
 from fs_server.server import FileServer
 from tests.soak.__main__ import unlucky
 from tests.soak.changes import Changer
+from tests.soak.crashes import crashes
+from tests.soak.cycles import cycles
 from tests.soak.door import opened
 from tests.soak.file_servers import (
     FROM_RECORD,
@@ -27,7 +29,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.needs_root, pytest.mark.needs_fuse]
 def slice_of(program: Callable[[Run], None], seconds: float, seed: int) -> Run:
     """Run a program for a while and fail with what it lost."""
     lines: list[str] = []
-    run = Run(program.__name__, seconds, seed, lines.append, small=True)
+    run = Run(getattr(program, "__name__", ""), seconds, seed, lines.append, small=True)
     program(run)
     assert not run.losses, "\n".join([run.verdict(), *lines])
     return run
@@ -81,3 +83,17 @@ def test_no_frame_keeps_the_system_from_answering() -> None:
     counts = slice_of(frames, 3, 7).counts
     assert counts["bursts answered"] > 0
     assert counts["frames at the device"] > 1000
+
+
+def test_crash_points_of_random_histories_lose_nothing() -> None:
+    counts = slice_of(crashes, 1, 7).counts
+    assert counts["write points"] > 50
+    assert counts["power cuts"] > 50
+    assert counts["message boundaries"] > 15
+
+
+@pytest.mark.timeout(180)
+def test_deaths_of_servers_and_clients_leave_nothing_behind() -> None:
+    counts = slice_of(lambda run: cycles(run, 140), 1000, 7).counts
+    assert counts["cycles"] >= 200
+    assert counts["visitors"] >= 20
