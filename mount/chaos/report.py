@@ -97,7 +97,10 @@ def last_lines(report: Report) -> list[str]:
     ):
         if number:
             strikes += f", {number} {words}"
-    lines = [f"strikes  {strikes}, in {report.seconds:.1f} s"]
+    lines = [
+        f"command  exit status {report.status}",
+        f"strikes  {strikes}, in {report.seconds:.1f} s",
+    ]
     if report.echoes_lost:
         lines.append(f"echoes   {report.echoes_lost} went down with a network server, as they may")
     if report.losses:
