@@ -35,6 +35,7 @@ def slice_of(program: Callable[[Run], None], seconds: float, seed: int) -> Run:
     return run
 
 
+@pytest.mark.timeout(180)  # a busy machine makes much of a little work
 def test_work_goes_on_while_servers_are_killed() -> None:
     counts = slice_of(unlucky, 6, 7).counts
     assert counts["kills"] > 0
