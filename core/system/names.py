@@ -54,7 +54,8 @@ class NameServer(Server):
     """Who owns a name is the server's state; the right stands with the kernel, under the name.
 
     A right is kept before its entry is committed, and forgotten before the entry's end is. So a
-    right without an entry belongs to a request that is about to come again, or to nobody.
+    right without an entry belongs to a request that is about to come again, or to nobody; an entry
+    without a right to one that comes again, or to a right that died. Anybody may have such a name.
     """
 
     interface = Names
@@ -81,7 +82,7 @@ class NameServer(Server):
         badge, owners = self.request.badge, self.state.owners
         if name not in owners and len(owners) >= ENTRY_LIMIT:
             raise Refused(errno.ENOSPC, f"the name server has {ENTRY_LIMIT} entries")
-        if owners.get(name, badge) != badge:
+        if name in self._rights and owners[name] != badge:
             raise Refused(errno.EEXIST, f"{name} is registered by another client")
         self.task.keep_right(_LABEL + name, right)
         old = self._rights.pop(name, None)
@@ -115,7 +116,7 @@ class NameServer(Server):
 
     def entries(self) -> list[str]:
         """Return all names."""
-        return sorted(self.state.owners)
+        return sorted(self._rights)
 
     def no_senders(self, badge: int) -> None:
         """A client is gone, and its entries with it."""
