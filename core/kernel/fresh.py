@@ -96,8 +96,9 @@ def main(order: Mapping[str, Any]) -> NoReturn:
     except BaseException as error:  # noqa: BLE001 - whatever the new code does, it is reported
         connection.send(msgspec.msgpack.encode(Loaded(_words(error), Version())))
         os._exit(1)
-    connection.send(msgspec.msgpack.encode(report))
     try:
+        zygote.fork_spare()  # it prepares itself while the old incarnation comes to its end
+        connection.send(msgspec.msgpack.encode(report))
         zygote.run()
     except BaseException:  # noqa: BLE001 - as in `start_zygote`
         traceback.print_exc()

@@ -188,12 +188,16 @@ class Zygote:
         while True:
             events = self._poll.poll(None if self._spare is not None else _SPARE_DELAY_MS)
             if not events:
-                self._spare = self._fork()
+                self.fork_spare()
             for number, _ in events:
                 if number in self._watched:
                     self._reap(number)
                 elif not self._obey():
                     self._last_one_out()
+
+    def fork_spare(self) -> None:
+        """Have a spare from now on, who prepares itself for the next order to spawn."""
+        self._spare = self._fork()
 
     def _watch(self, pid: int) -> None:
         """Notice when a child ends, by a pidfd."""
