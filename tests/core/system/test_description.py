@@ -122,3 +122,33 @@ def test_no_change_of_the_text_gets_past_as_another_error(data: st.DataObject) -
     except DescriptionError as error:
         found = str(error)
     assert not found or found.startswith("x:")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('dependents = ["nobody"]', "'nobody' in dependents is no server here"),
+        ('dependents = ["relay"]', "relay does not depend on itself"),
+        ('dependents = ["slow", "slow"]', "dependents names a server twice"),
+        ('dependents = "slow"', "dependents is a list of servers' names"),
+        ('escalation = "panic"', "escalation is one of give-up, restart-all, end-system"),
+        ("silence_s = -1", "silence_s is a number, 0 or more"),
+        ("first_delay_s = 9", "first_delay_s is more than longest_delay_s"),
+        ("longest_delay_s = 0", "longest_delay_s is a number above 0"),
+    ],
+)
+def test_a_wrong_policy_is_named_with_its_line(line: str, said: str) -> None:
+    text = GOOD.replace("intensity = 3", line)
+    with pytest.raises(DescriptionError) as caught:
+        parse_description(text, "policy.toml")
+    assert said in str(caught.value)
+    number = text.splitlines().index(line) + 1
+    assert str(caught.value).startswith(f"policy.toml:{number}: ")
+
+
+def test_a_policy_is_read_whole() -> None:
+    more = 'dependents = ["slow"]\nescalation = "restart-all"\nsilence_s = 0\nhost_s = 3'
+    relay = parse_description(GOOD.replace("intensity = 3", more), "x").servers["relay"]
+    assert relay.policy.dependents == ["slow"]
+    assert relay.policy.escalation == "restart-all"
+    assert (relay.watch.silence_s, relay.watch.host_s, relay.watch.start_s) == (0.0, 3.0, 20.0)
