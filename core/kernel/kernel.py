@@ -352,7 +352,7 @@ class Kernel:
             request.delivered = False
             return False
         port.handled += 1
-        client = request.client
+        client = request.client.name if request.client is not None else ""
         port.task.recent.append((request.id, request.spec, client, request.badge, _now()))  # type: ignore[union-attr]
         if not request.wants_reply:
             request.end()

@@ -116,8 +116,8 @@ class Engine(Protocol):
         """End at once. TaskError when the placement does not allow it."""
 
 
-Message = tuple[int, Any, "KernelTask | None", int, float]
-"""What is remembered of a message: id, operation, client, badge, time of delivery."""
+Message = tuple[int, Any, str, int, float]
+"""What is remembered of a message: id, operation, client's name, badge, time of delivery."""
 
 
 class KernelTask:

@@ -213,7 +213,8 @@ def _messages(death: Death, now: float) -> list[FaultMessage]:
     found = [_message(message, unanswered, death, now) for message in recent.values()]
     older = [request for request in death.in_flight if request.id not in recent]
     for request in older[: MESSAGES_LIMIT - len(found)]:
-        message = (request.id, request.spec, request.client, request.badge, now)
+        name = request.client.name if request.client is not None else ""
+        message = (request.id, request.spec, name, request.badge, now)
         found.append(_message(message, unanswered, death, now))
     return sorted(found, key=lambda message: message.id)[-MESSAGES_LIMIT:]
 
@@ -221,9 +222,8 @@ def _messages(death: Death, now: float) -> list[FaultMessage]:
 def _message(
     message: Message, unanswered: dict[int, Request], death: Death, now: float
 ) -> FaultMessage:
-    number, spec, client, badge, since = message
+    number, spec, name, badge, since = message
     request = unanswered.get(number)
-    name = client.name if client is not None else ""
     age_s = round(max(0.0, now - since), 6)
     if request is None:
         return FaultMessage(number, repr(spec), name, badge, age_s, "answered")

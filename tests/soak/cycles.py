@@ -9,7 +9,6 @@ see `standing`, and its memory must not have grown with the number of cycles.
 from __future__ import annotations
 
 import os
-import random
 import shutil
 import signal
 import tempfile
@@ -41,6 +40,7 @@ dies often, and one is a visitor's."""
 MEMORY_LIMIT_KIB: Final = 4096
 """By how much the kernel may have grown after the first thousand cycles, whatever their number."""
 _QUIET_TIMEOUT_S: Final = 30.0
+_LOOK_AGAIN_S: Final = 0.5
 _SERVERS: Final = ("names", "disk", "fs", "pipe", "tap", "net", "echo")
 
 
@@ -70,12 +70,13 @@ def _description(top: Path) -> Path:
 
 
 class _Cycles:
-    def __init__(self, run: Run, system: System, farm: Farm, chance: random.Random) -> None:
+    def __init__(self, run: Run, system: System, farm: Farm, run_directory: RunDirectory) -> None:
         self._run = run
         self._system = system
         self._farm = farm
-        self._chance = chance
+        self._chance = run.random("cycles")
         self._number = 0
+        self._top = run_directory.path.parent
         self._names = system.connect(Names, "names")
         self._net = system.connect(Network, "net")
         self._fs = system.connect(FileSystem, "fs")
@@ -119,11 +120,17 @@ class _Cycles:
     async def standing(self, wanted: Standing | None = None) -> Standing:
         """Return what is held when all is quiet; wait a while for it to be what is wanted."""
         await self.quiet()
-        found = Standing()
+        found = Standing(self._top)
         with trio.move_on_after(_QUIET_TIMEOUT_S):
-            while found.timers if wanted is None else found.excess(wanted) + found.lack(wanted):
-                await trio.sleep(0.5)
-                found = Standing()
+            while True:
+                await trio.sleep(_LOOK_AGAIN_S)
+                last, found = found, Standing(self._top)
+                if wanted is not None:
+                    settled = not found.excess(wanted) + found.lack(wanted)
+                else:
+                    settled = not found.timers and found.counts == last.counts
+                if settled:
+                    break
         return found
 
 
@@ -134,7 +141,7 @@ async def _main(
         nursery.start_soon(composition.run, prepared, None)
         await composition.up.wait()
         assert composition.system is not None
-        cycles = _Cycles(run, composition.system, farm, run.random("cycles"))
+        cycles = _Cycles(run, composition.system, farm, composition.settings.run)
         try:
             await _all(run, cycles, count)
         finally:

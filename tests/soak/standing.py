@@ -28,6 +28,11 @@ _BOUNDS: Final = {
     "Composition.lines": 2000,  # the last lines of the log
     "ControlServer._log": 2000,
     "KernelTask.last_words": 16 * 32,  # each task remembers its last 32
+    "KernelTask.recent": 16 * 16,  # each task remembers its last 16 messages
+    "FaultLog._records": 257,
+    "FaultLog._ends": 16,
+    "FaultRecord": 257,
+    "FaultRecord.messages": 257 * 32,
 }
 """Tables that are bounded, and fill up by and by. They are compared with their bound."""
 
@@ -80,14 +85,14 @@ def processes(root: int) -> dict[int, str]:
 
 
 class Standing:
-    """What this process and all below it hold now.
+    """What this process and all below it hold now, and what is mounted below `top`.
 
     Attributes:
         counts: everything that must be the same again later.
         memory_kib: anonymous memory of the kernel.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, top: Path) -> None:
         me = os.getpid()
         below = processes(me)
         counts: Counts = collections.Counter()
@@ -97,11 +102,12 @@ class Standing:
         for pid, name in below.items():
             counts[name] += 1
             with contextlib.suppress(OSError):
-                for kind in descriptors(pid):
-                    counts[f"descriptor of {_plain(kind)} in {name}"] += 1
+                if "zygote" in name:  # the others are as young as their last death
+                    for kind in descriptors(pid):
+                        counts[f"zygote's descriptor of {_plain(kind)}"] += 1
                 spaces.add(os.readlink(f"/proc/{pid}/ns/net"))
         counts["network namespaces"] = len(spaces)
-        counts["mounts"] = len(Path("/proc/self/mountinfo").read_text().splitlines())
+        counts["mounts"] = Path("/proc/self/mountinfo").read_text().count(str(top))
         self.counts = counts + objects()
         self.memory_kib = resident_kib(me)
 
