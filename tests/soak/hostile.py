@@ -42,7 +42,7 @@ BY_CONTROL: Final[dict[str, type[Interface]]] = {
 }
 """Servers whose ports no program is granted; the owner of the system gets them from `control`."""
 _BY_RIGHT: Final[dict[type[Interface], tuple[str, ...]]] = {
-    Control: ("kill", "restart", "shut_down", "port_of"),
+    Control: ("kill", "restart", "reload", "shut_down", "port_of"),
     Disk: ("write", "discard"),
 }
 """What harms a system by right, so that it proves nothing."""
