@@ -72,6 +72,7 @@ class Killer:
 
     Attributes:
         kills: orders to kill that found a process, by server.
+        last: the process that each server's last order to kill was for.
         stops: when servers stood still, by server.
         missed: strikes at a server that was away already.
         spared: strikes left out because of the quota.
@@ -84,6 +85,7 @@ class Killer:
         self._end = threading.Event()
         self._times: dict[str, list[float]] = collections.defaultdict(list)
         self.kills: collections.Counter[str] = collections.Counter()
+        self.last: dict[str, int] = {}
         self.stops: dict[str, list[Span]] = collections.defaultdict(list)
         self.missed = 0
         self.spared = 0
@@ -132,7 +134,7 @@ class Killer:
     def _kill(self, name: str) -> None:
         self._times[name].append(time.monotonic())
         try:
-            self._door.ask(self._door.control.kill(name))
+            self.last[name] = self._door.ask(self._door.control.kill(name))
         except TaskError:  # nothing of it runs at this instant
             self.missed += 1
         else:

@@ -83,12 +83,20 @@ class Books:
             since = known[-1].generation + 1 if known else self._next[name]
             known.extend(self._door.ask(self._door.control.outages(name, since)))
 
-    def settle(self) -> list[str]:
-        """Wait until all servers serve; return those that do not."""
+    def settle(self, killed: dict[str, int]) -> list[str]:
+        """Wait until all servers serve; return those that do not.
+
+        Args:
+            killed: processes that were told to end, by server: they may look alive for a moment.
+        """
         deadline = time.monotonic() + RETURN_S
         while True:
             tasks = self._door.tasks()
-            down = [name for name in self.before if tasks[name].state != "running"]
+            down = [
+                name
+                for name in self.before
+                if tasks[name].state != "running" or tasks[name].pid == killed.get(name)
+            ]
             if not down or time.monotonic() > deadline:
                 self.gather()
                 return down
@@ -119,7 +127,7 @@ def run(plan: Plan) -> Report:
         begin_s = time.monotonic()
         with _asking(probes):
             status = _work(command, plan.output, mountpoint, killer, books)
-            down = books.settle()
+            down = books.settle(killer.last)
         elapsed_s = time.monotonic() - begin_s
         plan = msgspec.structs.replace(plan, kill=kill, stop=stop)
         losses = list(_losses(directory, killer, books, probes, down))

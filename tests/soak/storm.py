@@ -87,7 +87,7 @@ def _weather(run: Run, system: LiveSystem, door: Door, place: Workplace) -> None
             thread.join(_GATHER_S)
             _gather(run, books)
     place.storm.stop()
-    down = books.settle()
+    down = books.settle(place.storm.last)
     probe.stop()
     _gather(run, books)
     run.check(not down, f"these do not serve any more: {down}")
@@ -104,8 +104,8 @@ def _kill_each_once(run: Run, door: Door) -> None:
     """A first death may leave something in stock for all later ones: that is not left behind."""
     books = Books(door, list(SERVERS))
     for name in SERVERS:
-        door.ask(door.control.kill(name))
-        down = books.settle()
+        pid = door.ask(door.control.kill(name))
+        down = books.settle({name: pid})
         run.check(not down, f"after one kill of {name} these do not serve: {down}")
 
 
