@@ -7,6 +7,7 @@ there leaves the rest of the process where it was. Python 3.11 has neither; the 
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import threading
 from collections.abc import Callable
@@ -36,7 +37,10 @@ def _in_thread(function: Callable[[], T]) -> T:
             errors.append(error)
 
     thread = threading.Thread(target=run, name="network namespace")
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError as error:  # a confined server starts none after its start
+        raise OSError(errno.EPERM, "no thread can be started") from error
     thread.join()
     if errors:
         raise errors[0]

@@ -8,7 +8,9 @@ this order: the one that the kernel keeps for the task under `netns`; the one na
 kept.
 
 The device lives as long as a descriptor of it, and the kernel keeps one, so the driver's death
-harms nobody: the next incarnation finds the device, up and configured, as it was.
+harms nobody: the next incarnation finds the device, up and configured, as it was. If somebody
+removes the device, a confined driver ends by a fault: making one takes rights that it has during
+its start alone.
 
 Changing hands. Who holds the link is decided by `consent`, and stored before it is told. Before the
 next holder is lent the device, its descriptor is renewed (`attachment`), so that the former one has
@@ -18,6 +20,7 @@ those who ask their time-outs.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import math
 import os
@@ -65,6 +68,10 @@ class Options(msgspec.Struct, frozen=True):
     """Where the host's side is; see the module head."""
 
 
+class WornError(Exception):
+    """Something has to be made or opened, the rights for which end with the start: start again."""
+
+
 class TapServer(Server):
     """Serves `Link` for one TAP device.
 
@@ -93,6 +100,8 @@ class TapServer(Server):
         found = self._find_namespace(options.namespace)
         self._namespace = None if found is None else Descriptor(found)
         self._attachment = Attachment(task, self._wanted, self._namespace, offload=self._offload)
+        self._began_with_spares = self._attachment.spares > 0  # else another start helps nothing
+        self._made_at_start = False
         self._failures = 0
         self._failure = Refused(errno.EIO)
         self._take_up()
@@ -124,7 +133,12 @@ class TapServer(Server):
         if state.heir and attachment.find_kept(state.epoch + 1):
             self._complete()  # the renewal had been done but for saying so
             return
-        if attachment.find_kept(state.epoch) or state.heir or state.used:
+        if attachment.find_kept(state.epoch):
+            return
+        if state.heir:
+            self._make_for_heir()
+            return
+        if state.used:
             return  # what is missing is attached for who comes: the old one may be in use
         try:
             attachment.attach(state.epoch)
@@ -132,12 +146,22 @@ class TapServer(Server):
             reason = host_device.explain(error, self._wanted.name)
             raise TaskError(reason, error.errno or 0) from None
 
+    def _make_for_heir(self) -> None:
+        """Make a device that is gone, while a device can be made."""
+        self._made_at_start = True
+        with contextlib.suppress(OSError):  # `run` tries again, and says why not
+            self._attachment.attach(self._consent.state.epoch + 1)
+            self._complete()
+
     async def _renew(self) -> None:
         """Let go of the device and attach a fresh file, once nobody has the old one."""
         epoch = self._consent.state.epoch
         try:
             self._attachment.reserve()
         except OSError as error:
+            if error.errno == errno.EPERM and self._began_with_spares:
+                reason = "the files for changes of hands are used up; starting again to open some"
+                raise WornError(reason) from error
             self._give_up(error)
             return
         self._attachment.let_go(epoch)
@@ -146,6 +170,9 @@ class TapServer(Server):
             try:
                 self._attachment.attach(epoch + 1)
             except OSError as error:
+                if error.errno == errno.EPERM and not self._made_at_start:
+                    reason = f"{self._wanted.name} was removed; starting again to make it"
+                    raise WornError(reason) from error
                 if error.errno != errno.EBUSY or time.monotonic() >= give_up_at:
                     self._give_up(error)
                     return

@@ -62,20 +62,30 @@ class Loaded(msgspec.Struct, tag="loaded", array_like=True):
     version: Version
 
 
-def start_interpreter(connection: int, programs: list[str], path: list[str]) -> int:
+def start_interpreter(
+    connection: int, programs: list[str], path: list[str], host_network: int = -1
+) -> int:
     """Start an interpreter that becomes a zygote; return its pid. OSError: the host has no room.
 
     Args:
         connection: descriptor of its end of the socket to the kernel; stays the caller's.
         programs: what it loads, as `module:Class`.
         path: where it looks for modules.
+        host_network: descriptor of the network that this process has left; stays the caller's.
     """
-    os.set_inheritable(connection, True)
+    for number in (connection, host_network):
+        if number >= 0:
+            os.set_inheritable(number, True)
     order = {"connection": connection, "parent": os.getpid(), "programs": programs, "path": path}
+    order["host_network"] = host_network
     words = [sys.executable, "-P", "-u", *["-O"] * sys.flags.optimize]
     words += ["-B"] * sys.dont_write_bytecode
     words += ["-c", _BOOTSTRAP, json.dumps(order)]
-    return os.posix_spawn(sys.executable, words, os.environ)
+    try:
+        return os.posix_spawn(sys.executable, words, os.environ)
+    finally:
+        if host_network >= 0:
+            os.set_inheritable(host_network, False)
 
 
 def main(order: Mapping[str, Any]) -> NoReturn:
@@ -83,14 +93,16 @@ def main(order: Mapping[str, Any]) -> NoReturn:
     die_with_parent()
     if os.getppid() != order["parent"]:
         os._exit(1)
-    os.set_inheritable(order["connection"], False)
+    for number in (order["connection"], order["host_network"]):
+        if number >= 0:
+            os.set_inheritable(number, False)
     connection = socket.socket(fileno=order["connection"])
     distrust_young_bytecode()
     programs: list[str] = order["programs"]
     try:
         from .zygote import Zygote
 
-        zygote = Zygote(connection, [])
+        zygote = Zygote(connection, [], order["host_network"])
         report = Loaded("", load(programs))
         zygote.settle()
     except BaseException as error:  # noqa: BLE001 - whatever the new code does, it is reported

@@ -35,6 +35,7 @@ from core.errors import (
 )
 from core.userlib.interface import Interface, Operation
 
+from .attempts import Attempts
 from .cargo import carry, check_receiver
 from .endings import Death, Ending, Order
 from .ports import KernelRight, Port, receive_right
@@ -81,6 +82,7 @@ class Kernel:
     def add_task(self, program: Program, interface: type[Interface]) -> KernelTask:
         """Make a task with its main port; nothing runs yet."""
         task = self.tasks.add(program)
+        task.attempts = Attempts(task.name, self.log, self.timers.clock)
         port = self.create_port(task, program.name, interface)
         task.main_port = port
         task.names[1] = receive_right(port)

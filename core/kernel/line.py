@@ -31,7 +31,7 @@ from core.abi import (
     WARM_SLOTS,
     Kind,
     RightKind,
-)
+)  # fmt: skip
 from core.errors import (
     AtollError,
     BadMessageError,
@@ -40,26 +40,20 @@ from core.errors import (
     ServerFaultError,
     to_wire,
 )
+from core.userlib.confine import Confinement
 from core.userlib.interface import Bulk, encode
 from core.userlib.line import ANCILLARY_SIZE, Packet, Region, Slots, aligned, descriptors_in
 
 from .calls import serve_kernel_call
-from .cargo import (
-    check_bulk,
-    enter,
-    keep_copies,
-    leave,
-    load,
-    read_error,
-    read_reply,
-    unload,
-)
+from .cargo import check_bulk, enter, keep_copies, leave, load, read_error, read_reply, unload
 from .endings import Ending, Evidence, Order, ending_of
+from .faults import note_fault
 from .kernel import Kernel, forward_failed
-from .outbox import SEND_FLAGS, Outbox
+from .outbox import SEND_FLAGS, Outbox, short_header
 from .ports import Port
+from .reports import Reports, listen, stop_listening
 from .requests import Reply, Request, Waiter
-from .tasks import KernelTask, Placement, State
+from .tasks import KernelTask, Placement
 
 if TYPE_CHECKING:
     from core.userlib.last_stack import LastStack
@@ -69,8 +63,7 @@ if TYPE_CHECKING:
 _PATIENCE_LIMIT: Final = 4
 """Lingering in vain this often in a row stops it, until a reply has come quickly again."""
 _ORPHANED: Final = Ending("ended with the zygote that it was forked from", outside=True)
-_LAST_PACKETS: Final = 8192
-"""Packets that are read of a process that has ended."""
+_LAST_PACKETS: Final = 8192  # packets that are read of a process that has ended
 _RECEIVE_FLAGS: Final = int(socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
 
 _pack: Final = HEADER.pack
@@ -122,6 +115,8 @@ class KernelLine:
         self.evidence = Evidence()
         self._orphaned = False
         self.heard = True
+        self.declared: Confinement | None = None  # what the task confines itself to; set by boot
+        self.reports: Reports | None = None
         self.closed = False
         rim.add(self)
 
@@ -170,6 +165,7 @@ class KernelLine:
         except ValueError as error:
             for number in descriptors:
                 os.close(number)
+            self.task.attempts.refused(BadMessageError(str(error)))
             self._answer_error(0, BadMessageError(f"packet of {size} octets: {error}"))
             return
         self._take(packet)
@@ -219,6 +215,7 @@ class KernelLine:
             self.kernel.submit(request)
         except AtollError as error:
             calls.pop(number, None)
+            self.task.attempts.refused(error)
             self._answer_error(number, error)
         return True
 
@@ -258,6 +255,7 @@ class KernelLine:
         except AtollError as error:
             # Only a call's number is one of the task's own; an error about anything else goes by 0.
             calls = kind in (Kind.CALL, Kind.SEND)
+            self.task.attempts.refused(error, asked_kernel=packet.name == SELF)
             self._answer_error(packet.request if calls else 0, error)
         except OSError as error:
             limit = LimitError(f"the host refuses: {error.strerror}")
@@ -281,24 +279,12 @@ class KernelLine:
             if right.kind is RightKind.RECEIVE:
                 right.port.told.pop(packet.request, None)
         elif kind == Kind.READY:
+            listen(self, packet.descriptors, self._rim)
             self.kernel.ready(task)
         elif kind == Kind.FAULT:
-            self._fault(packet)
+            note_fault(task, self.evidence, packet)
         elif kind != Kind.PONG:
             raise BadMessageError(f"a task does not send packets of kind {kind}")
-
-    def _fault(self, packet: Packet) -> None:
-        evidence = self.evidence
-        try:
-            evidence.fault = _decode_text(packet.fields) or "unknown"
-        except (msgspec.MsgspecError, UnicodeDecodeError):
-            evidence.fault = "a fault report that cannot be read"
-        port = self.task.main_port
-        request = port.in_flight.get(packet.request) if port is not None else None
-        if request is not None:
-            evidence.guilty, evidence.where = request.id, f"in {request.spec}"
-        elif self.task.state is State.STARTING:
-            evidence.where = "while starting"
 
     def _request(self, packet: Packet) -> None:
         task = self.task
@@ -441,19 +427,21 @@ class KernelLine:
         return True
 
     def abort(self, request: Request) -> None:  # noqa: D102 - see Engine
-        self._send_or_keep([_header(Kind.ABORT, request.id)])
+        self._send_or_keep([short_header(Kind.ABORT, request.id)])
 
     def notify(self, port: Port, bits: int) -> bool:  # noqa: D102 - see Engine
-        return not self._outbox and self._outbox.send([_header(Kind.NOTIFY, bits, name=port.name)])
+        return not self._outbox and self._outbox.send(
+            [short_header(Kind.NOTIFY, bits, name=port.name)]
+        )
 
     def no_senders(self, port: Port, badge: int) -> bool:  # noqa: D102 - see Engine
         return not self._outbox and self._outbox.send(
-            [_header(Kind.NO_SENDERS, 0, badge=badge, name=port.name)]
+            [short_header(Kind.NO_SENDERS, 0, badge=badge, name=port.name)]
         )
 
     def stop(self) -> None:  # noqa: D102 - see Engine
         self.evidence.stopping = True
-        self._send_or_keep([_header(Kind.STOP, 0)])
+        self._send_or_keep([short_header(Kind.STOP, 0)])
 
     def kill(self, order: Order) -> None:  # noqa: D102 - see Engine
         self.evidence.order = self.evidence.order or order
@@ -464,7 +452,7 @@ class KernelLine:
 
     def ping(self) -> bool:
         """Ask for a sign of life; False when the task has not read what it was sent before."""
-        return not self._outbox and self._outbox.send([_header(Kind.PING, 0)])
+        return not self._outbox and self._outbox.send([short_header(Kind.PING, 0)])
 
     def replied(self, request: Request, reply: Reply) -> None:
         """Send a reply to the client that is this task (`ClientEnd`)."""
@@ -526,7 +514,9 @@ class KernelLine:
         descriptors: tuple[int, ...] = (),
     ) -> None:
         """Answer the task's call `number` from the kernel itself; descriptors stay the caller's."""
-        header = _header(kind, number, len(fields), rights=len(names), descriptors=len(descriptors))
+        header = short_header(
+            kind, number, len(fields), rights=len(names), descriptors=len(descriptors)
+        )
         parts = [header, *(NAME.pack(name) for name in names), fields]
         self._send_or_keep(parts, descriptors)
 
@@ -570,6 +560,7 @@ class KernelLine:
         self._rim.remove(self)
         self.socket.close()
         self._outbox.close()
+        stop_listening(self)
         self.evidence.closed = self.evidence.closed or reason
         if self.task.program.placement is Placement.JOINED:
             self.kernel.ended(self.task, self, Ending(reason or "the program left"))
@@ -607,18 +598,3 @@ class KernelLine:
         """There will be no process."""
         self.close(reason)
         self.kernel.ended(self.task, self, Ending(reason))
-
-
-def _header(
-    kind: Kind,
-    request: int,
-    fields: int = 0,
-    *,
-    badge: int = 0,
-    name: int = 1,
-    rights: int = 0,
-    descriptors: int = 0,
-) -> bytes:
-    return HEADER.pack(
-        kind, 0, 0, name, request, badge, fields, 0, NO_SLOT, 0, 0, rights, descriptors
-    )

@@ -13,6 +13,7 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from core.abi import HEADER, NO_SLOT, Kind
 from core.userlib.interface import Bulk
 
 from .cargo import duplicates
@@ -84,3 +85,19 @@ class Outbox:
             for number in descriptors:
                 os.close(number)
         self._waiting.clear()
+
+
+def short_header(
+    kind: Kind,
+    request: int,
+    fields: int = 0,
+    *,
+    badge: int = 0,
+    name: int = 1,
+    rights: int = 0,
+    descriptors: int = 0,
+) -> bytes:
+    """Return the header of a packet without bulk."""
+    return HEADER.pack(
+        kind, 0, 0, name, request, badge, fields, 0, NO_SLOT, 0, 0, rights, descriptors
+    )

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import math
 import select
-import socket
 import time
 from typing import Final, Protocol
 
@@ -38,10 +37,22 @@ _TURN_PACKETS: Final = 64
 _TURN_S: Final = 2e-3
 
 
-class Watched(Protocol):
-    """What the rim watches: a socket, and what to do when it is ready."""
+class Descriptor(Protocol):
+    """What has a host descriptor and can close it, such as a socket."""
 
-    socket: socket.socket
+    def fileno(self) -> int:
+        """Return the descriptor's number."""
+
+    def close(self) -> None:
+        """Close it."""
+
+
+class Watched(Protocol):
+    """What the rim watches: a socket or its like, and what to do when it is ready."""
+
+    @property
+    def socket(self) -> Descriptor:
+        """What is watched."""
 
     def readable(self) -> bool:
         """Take one packet; False when none was there."""
@@ -84,7 +95,7 @@ class Rim:
             self._lines.unregister(number)
             self._all.unregister(number)
 
-    def watch_writable(self, connection: socket.socket) -> None:
+    def watch_writable(self, connection: Descriptor) -> None:
         """Call `writable` of whoever is watched at this socket once it takes data again."""
         number = connection.fileno()
         if number in self._watched:

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from typing import Final
 
 from core.userlib.line import ANCILLARY_SIZE, descriptors_in
-from core.userlib.serving import rehearse
 
 from .process import die_with_parent, set_process_name
 
@@ -44,13 +43,15 @@ class Spare:
 
 
 def fork_spare(
-    detach: Callable[[], None], run: Callable[[bytes, list[int]], None], *, rehearsed: bool
+    detach: Callable[[], None],
+    run: Callable[[bytes, list[int]], None],
+    rehearse: Callable[[], None] | None,
 ) -> Spare | None:
     """Fork a spare; None if the host has no room for another process.
 
     Args:
-        rehearsed: false if the order comes at once, so that there is no time.
         detach: called in the new process: give up what was the zygote's.
+        rehearse: called there next; None if the order comes at once, so that there is no time.
         run: called there with the order and its descriptors, which it owns. It does not return.
     """
     parent = os.getpid()
@@ -69,7 +70,7 @@ def fork_spare(
         ours.close()
         detach()
         set_process_name("atoll-spare")
-        if rehearsed:
+        if rehearse is not None:
             rehearse()
         order, ancillary, _, _ = theirs.recvmsg(
             ORDER_LIMIT, ANCILLARY_SIZE, socket.MSG_CMSG_CLOEXEC

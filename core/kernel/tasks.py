@@ -30,6 +30,7 @@ from .endings import RECENT_MESSAGES
 from .outages import Outages
 
 if TYPE_CHECKING:
+    from .attempts import Attempts
     from .endings import Order
     from .heartbeat import Silence
     from .ports import KernelRight, Port
@@ -124,7 +125,10 @@ class KernelTask:
     """A place in the task table. See the module head.
 
     `version` counts the versions of its code that were tried; the one it was booted with is 1.
+    `attempts` is what its incarnations tried that they may not; set by the kernel that enters it.
     """
+
+    attempts: Attempts
 
     def __init__(self, task_id: TaskId, program: Program, badge: int) -> None:
         self.id = task_id

@@ -43,7 +43,7 @@ class Timers:
     def __init__(
         self, clock: Callable[[], float], earlier: Callable[[], None] = lambda: None
     ) -> None:
-        self._clock = clock
+        self.clock = clock
         self.earlier = earlier
         self._heap: list[Timer] = []
         self._order = itertools.count().__next__
@@ -51,7 +51,7 @@ class Timers:
 
     def arm(self, delay_s: float, action: Callable[[], None]) -> Timer:
         """Have `action` called once, `delay_s` seconds from now. It must not raise."""
-        timer = Timer(self, self._clock() + delay_s, self._order(), action)
+        timer = Timer(self, self.clock() + delay_s, self._order(), action)
         heapq.heappush(self._heap, timer)
         if self._heap[0] is timer:
             self.earlier()
@@ -77,7 +77,7 @@ class Timers:
 
     def fire(self) -> None:
         """Call the actions that are due, in the order of their deadlines."""
-        now = self._clock()
+        now = self.clock()
         while self._heap and self._heap[0].deadline <= now:
             timer = heapq.heappop(self._heap)
             action, timer.action = timer.action, None

@@ -26,14 +26,21 @@ from typing import Any, Final, NoReturn
 
 import msgspec
 
+from core.userlib.confine import Confinement, Confiner
 from core.userlib.isolated import Birth
 from core.userlib.last_stack import write_stacks_to
 from core.userlib.line import ANCILLARY_SIZE, descriptors_in
-from core.userlib.serving import run_task
+from core.userlib.serving import rehearse, run_task
 from core.userlib.stub import derive_all
 
 from .fresh import Loaded, start_interpreter
-from .process import enter_user_namespace, set_process_name
+from .process import (
+    HOST_NETWORK,
+    enter_network,
+    enter_user_namespace,
+    leave_host_namespaces,
+    set_process_name,
+)
 from .spare import ORDER_LIMIT, Spare, fork_spare
 
 _SPARE_DELAY_MS: Final = 20
@@ -47,11 +54,13 @@ class Spawn(msgspec.Struct, tag="spawn", array_like=True):
 
     Args:
         user_namespace: give the task a user namespace of its own if this is no privileged user.
+        confinement: what the task is left with; None: all that this user has.
     """
 
     token: int
     birth: Birth
     user_namespace: bool = False
+    confinement: Confinement | None = None
 
 
 class Fresh(msgspec.Struct, tag="fresh", array_like=True):
@@ -154,16 +163,19 @@ class Zygote:
     Args:
         kernel: its end of the socket to the kernel; owned.
         programs: the modules to load; one that cannot be loaded is reported when it is spawned.
+        host_network: descriptor of the host's network, if this process has left it already.
     """
 
-    def __init__(self, kernel: socket.socket, programs: list[str]) -> None:
+    def __init__(self, kernel: socket.socket, programs: list[str], host_network: int = -1) -> None:
         self._kernel = kernel
+        self._host_network = host_network
         self._children: set[int] = set()
         self._watched: dict[int, int] = {}
         """Children by pidfd, which is readable once the child has ended."""
         self._poll = select.poll()
         self._at_end = AtEnd([], [])
         self._spare: Spare | None = None
+        self._confiner: Confiner | None = None
         os.setsid()  # keyboard signals of the terminal are the kernel's to interpret
         set_process_name("atoll-zygote")
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -179,6 +191,11 @@ class Zygote:
         A child's collector need not look at it then, which would copy every page that it stands on.
         """
         derive_all()
+        if self._host_network < 0:
+            self._host_network = leave_host_namespaces()
+        if self._confiner is not None:
+            self._confiner.close()
+        self._confiner = Confiner()
         gc.collect()
         gc.freeze()
 
@@ -262,10 +279,15 @@ class Zygote:
         self._report(Spawned(token, spare.pid if spare is not None else 0))
 
     def _fork(self, *, rehearsed: bool = True) -> Spare | None:
-        spare = fork_spare(self._detach, _become, rehearsed=rehearsed)
+        spare = fork_spare(self._detach, self._become, self._rehearse if rehearsed else None)
         if spare is not None:
             self._watch(spare.pid)
         return spare
+
+    def _rehearse(self) -> None:
+        rehearse()
+        if self._confiner is not None:
+            self._confiner.rehearse()
 
     def _detach(self) -> None:
         """In a new process: give up what is the zygote's."""
@@ -276,13 +298,34 @@ class Zygote:
 
     def _start_fresh(self, order: Fresh, connection: int) -> None:
         try:
-            pid = start_interpreter(connection, order.programs, order.path)
+            pid = start_interpreter(connection, order.programs, order.path, self._host_network)
         except OSError:
             self._report(Spawned(order.token, 0))
             return
         self._watch(pid)
         self._children.add(pid)
         self._report(Spawned(order.token, pid))
+
+    def _become(self, data: bytes, descriptors: list[int]) -> None:
+        """In a new process: be the task that is ordered, with no more than is declared for it."""
+        order = _decode_order(data)
+        assert isinstance(order, Spawn)
+        line, region, stack = descriptors
+        declared = order.confinement
+        set_process_name(f"atoll-{order.birth.name}")
+        if self._host_network >= 0:
+            if declared is None or declared.network == HOST_NETWORK:
+                enter_network(self._host_network)
+            os.close(self._host_network)
+        if order.user_namespace and os.geteuid() != 0:
+            enter_user_namespace()
+        write_stacks_to(stack)
+        connection = socket.socket(fileno=line)
+        connection.setblocking(True)
+        confiner = self._confiner
+        if declared is None or confiner is None:
+            run_task(connection, region, order.birth)
+        run_task(connection, region, order.birth, lambda: confiner.confine(declared))
 
     def _last_one_out(self) -> NoReturn:
         for pid in self._children:
@@ -299,20 +342,6 @@ class Zygote:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, 0)
         os._exit(0)
-
-
-def _become(data: bytes, descriptors: list[int]) -> None:
-    """In a new process: be the task that is ordered."""
-    order = _decode_order(data)
-    assert isinstance(order, Spawn)
-    line, region, stack = descriptors
-    set_process_name(f"atoll-{order.birth.name}")
-    if order.user_namespace and os.geteuid() != 0:
-        enter_user_namespace()
-    write_stacks_to(stack)
-    connection = socket.socket(fileno=line)
-    connection.setblocking(True)
-    run_task(connection, region, order.birth)
 
 
 class ZygoteLine:

@@ -205,12 +205,14 @@ class System:
         with theirs:
             try:
                 ends = (theirs.fileno(), descriptor, stack.descriptor)
-                token = zygote.spawn(self._birth(task), server.user_namespace, ends)
+                birth, declared = self._birth(task), server.confinement
+                token = zygote.spawn(birth, server.user_namespace, ends, declared)
             except TaskError:
                 ours.close()
                 raise
         task.engine = line = KernelLine(self.kernel, task, ours, region, self.rim, zygote.kill)
         line.last_stack, line.dump_stack = stack, zygote.dump
+        line.declared = server.confinement
         zygote.expect(token, line)
 
     def _birth(self, task: KernelTask) -> Birth:

@@ -17,6 +17,7 @@
     grants = { disk = "disk" }                # name here = server, with all its operations; or
                                               # disk = { server = "disk", operations = ["lend"] }
     options = { readahead = 8 }               # handed to the server as they are
+    writes = ["{state}"]                      # what it may touch of the host: see `privileges`
 
     [joined]
     grants = { pipe = "pipe" }                # what programs get that join over the control socket
@@ -37,13 +38,15 @@ import msgspec
 
 from core.abi import ALL_OPERATIONS
 from core.kernel.tasks import Watch
+from core.userlib.confine import Confinement
 from core.userlib.server import Server
 
+from .privileges import KEYS, PrivilegeError, read_privileges
 from .supervisor import ESCALATIONS, FIRST_DELAY_S, LONGEST_DELAY_S, Policy
 
 PLACEMENTS: Final = ("process", "colocated")
 RESTARTS: Final = ("permanent", "transient", "temporary")
-_SERVER_KEYS: Final = frozenset(
+_SERVER_KEYS: Final = KEYS | frozenset(
     {
         "class",
         "placement",
@@ -94,6 +97,7 @@ class ServerDescription(msgspec.Struct, frozen=True):
     user_namespace: bool
     policy: Policy = Policy()
     watch: Watch = Watch()
+    confinement: Confinement | None = None
 
 
 class SystemDescription(msgspec.Struct, frozen=True):
@@ -153,7 +157,8 @@ class _Reader:
                 return number + 1
         return start + 1
 
-    def server(self, name: str, table: dict[str, Any]) -> ServerDescription:
+    def server(self, name: str, table: dict[str, Any], added: dict[str, Any]) -> ServerDescription:
+        """Return a server's checked table, with the options that composition adds."""
         where = f"server.{name}"
         if not isinstance(table, dict):
             raise self.fail("server", name, f"{name} is a table: [server.{name}]")
@@ -163,6 +168,7 @@ class _Reader:
                 raise self.fail(where, key, f"unknown key {key!r}; known are {known}")
         for key in ("grants", "options"):
             self.table(where, table, key)
+        options = {**table.get("options", {}), **added}
         program = table.get("class", "")
         placement = self._word(where, table, "placement", PLACEMENTS)
         policy = self._policy(where, table)
@@ -177,12 +183,21 @@ class _Reader:
             policy.intensity,
             policy.period_s,
             {},
-            dict(table.get("options", {})),
+            options,
             table.get("kernel") == "full",
             self._flag(where, table, "user_namespace"),
             policy=policy,
             watch=self._watch(where, table),
+            confinement=self._privileges(where, table, options),
         )
+
+    def _privileges(
+        self, where: str, table: dict[str, Any], options: dict[str, Any]
+    ) -> Confinement | None:
+        try:
+            return read_privileges(table, options)
+        except PrivilegeError as error:
+            raise self.fail(where, error.key, str(error)) from None
 
     def _policy(self, where: str, table: dict[str, Any]) -> Policy:
         policy = Policy(
@@ -338,9 +353,8 @@ def parse_description(
         tables.pop(name, None)
     servers: dict[str, ServerDescription] = {}
     for name, table in tables.items():
-        server = reader.server(name, _less(table, without))
         added = (options or {}).get(name, {})
-        servers[name] = msgspec.structs.replace(server, options={**server.options, **added})
+        servers[name] = reader.server(name, _less(table, without), added)
     reader.table("joined", joins, "grants")
     complete = {name: _without(table, without) for name, table in tables.items()}
     for name in servers:

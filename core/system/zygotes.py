@@ -24,6 +24,7 @@ from core.kernel.fresh import Loaded, Version
 from core.kernel.line import KernelLine
 from core.kernel.rim import Rim
 from core.kernel.zygote import AtEnd, Exited, Fresh, Kill, Report, Spawn, Spawned, ZygoteLine
+from core.userlib.confine import Confinement
 from core.userlib.isolated import Birth
 from core.userlib.last_stack import DUMP_SIGNAL
 
@@ -70,10 +71,17 @@ class Zygote:
         """Take reports from now on."""
         self._rim.add(self._line)
 
-    def spawn(self, birth: Birth, user_namespace: bool, descriptors: tuple[int, int, int]) -> int:
+    def spawn(
+        self,
+        birth: Birth,
+        user_namespace: bool,
+        descriptors: tuple[int, int, int],
+        confinement: Confinement | None = None,
+    ) -> int:
         """Order a task to be forked; return the order's token, for `expect`.
 
         Args:
+            confinement: what it is left with; None: all that this user has.
             descriptors: the task's end of its line, its transfer region, and the memory that its
                 last stack goes into. They stay the caller's.
 
@@ -82,7 +90,7 @@ class Zygote:
         """
         token = self._token()
         try:
-            self._line.order(Spawn(token, birth, user_namespace), descriptors)
+            self._line.order(Spawn(token, birth, user_namespace, confinement), descriptors)
         except OSError as error:
             raise TaskError(f"the zygote takes no orders: {error.strerror}") from None
         return token

@@ -8,6 +8,7 @@ region for what is large.
 from __future__ import annotations
 
 import array
+import fcntl
 import mmap
 import os
 import select
@@ -40,6 +41,8 @@ DESCRIPTORS_LIMIT: Final = RIGHTS_LIMIT
 _FIELDS_LIMIT: Final = PACKET_LIMIT - HEADER_SIZE - NAME.size * RIGHTS_LIMIT
 _MADV_REMOVE: Final = 9
 """madvise(2): free the pages of a shared mapping, and what they hold."""
+_F_ADD_SEALS: Final = 1033
+_F_SEAL_SEAL, _F_SEAL_SHRINK, _F_SEAL_GROW = 0x1, 0x2, 0x4
 _pack: Final = HEADER.pack
 WAIT: Final = int(socket.MSG_CMSG_CLOEXEC)
 DO_NOT_WAIT: Final = int(socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
@@ -328,7 +331,11 @@ class Line:
 
 
 def new_region() -> int:
-    """Return the descriptor of a new, empty memory object of a transfer region's size."""
-    number = os.memfd_create("atoll-transfer", os.MFD_CLOEXEC)
+    """Return the descriptor of a new, empty memory object of a transfer region's size.
+
+    It keeps this size: a task that could shrink it would end the kernel with SIGBUS.
+    """
+    number = os.memfd_create("atoll-transfer", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(number, REGION_SIZE)
+    fcntl.fcntl(number, _F_ADD_SEALS, _F_SEAL_SEAL | _F_SEAL_SHRINK | _F_SEAL_GROW)
     return number

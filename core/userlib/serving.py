@@ -35,6 +35,7 @@ from core.errors import (
     to_wire,
 )
 
+from .confine import Confine, Settle, unconfined
 from .interface import Descriptor, Operation, encode, octets
 from .isolated import Birth, IsolatedTask, TaskRight
 from .line import DO_NOT_WAIT, ClosedError, Line, Packet, Region, aligned, new_region
@@ -234,10 +235,18 @@ class Dispatcher:
             raise Fault(packet.request) from error
 
 
-def _serve_blocking(task: IsolatedTask, server: Server) -> None:
+def _tell_ready(line: Line, settle: Settle) -> None:
+    """Give up what only `start` needed, and say that requests can come."""
+    listener = settle()
+    line.send(Kind.READY, descriptors=(listener,) if listener >= 0 else ())
+    if listener >= 0:
+        os.close(listener)
+
+
+def _serve_blocking(task: IsolatedTask, server: Server, settle: Settle) -> None:
     hooks = hooks_of(server)
     complete(hooks.start())
-    task.line.send(Kind.READY)
+    _tell_ready(task.line, settle)
     dispatcher = Dispatcher(task, server)
     receive, handle, aside = task.line.receive_soon, dispatcher.handle, task.set_aside
     while True:
@@ -260,9 +269,10 @@ def _serve_blocking(task: IsolatedTask, server: Server) -> None:
 class _TrioLoop:
     """The serve loop of a server that waits."""
 
-    def __init__(self, task: IsolatedTask, server: Server) -> None:
+    def __init__(self, task: IsolatedTask, server: Server, settle: Settle) -> None:
         self._task = task
         self._hooks = hooks_of(server)
+        self._settle = settle
         self._scopes: dict[int, trio.CancelScope] = {}
         self._dispatcher = Dispatcher(task, server)
         self._aside = trio.Event()
@@ -276,7 +286,7 @@ class _TrioLoop:
             nursery.start_soon(self._read, nursery)
             nursery.start_soon(self._serve_aside, nursery)
             await self._hooks.start()
-            task.line.send(Kind.READY)
+            _tell_ready(task.line, self._settle)
             nursery.start_soon(self._hooks.run)
         if self._stopping:
             self._hooks.stop()
@@ -366,27 +376,31 @@ def _closed(error: BaseException) -> bool:
     return isinstance(error, ClosedError)
 
 
-def run_task(connection: socket.socket, region: int, birth: Birth) -> NoReturn:
+def run_task(
+    connection: socket.socket, region: int, birth: Birth, confine: Confine = unconfined
+) -> NoReturn:
     """Be a task: serve until the kernel says stop, goes away, or a fault ends the incarnation.
 
     Args:
         connection: the line; owned.
         region: descriptor of the transfer region; owned.
         birth: what the kernel says about the task.
+        confine: gives up what not even `start` needs, before any code of the server runs.
     """
     line = Line(connection, Region(region))
     os.close(region)
     status = 0
     ballast = bytearray(_BALLAST)
     try:
+        settle = confine()
         cls = _load(birth.program)
         task = IsolatedTask(line, birth)
         task.interface = cls.interface
         server = cls(task)
         if is_blocking(cls):
-            _serve_blocking(task, server)
+            _serve_blocking(task, server, settle)
         else:
-            trio.run(_TrioLoop(task, server).run)
+            trio.run(_TrioLoop(task, server, settle).run)
     except BaseException as error:  # noqa: BLE001 - whatever it is, it ends this address space
         status = 1
         if not _closed(error):

@@ -83,6 +83,8 @@ class = "tests.crash_points.dying:DyingDiskServer"
 intensity = 1000000
 period_s = 0.001
 options = {{ state = "{state}", cell = "{cell}" }}
+writes = ["{{state}}", "{{cell}}"]
+file_mib = 0
 
 [server.fs]
 class = "tests.crash_points.dying:DyingFileServer"
@@ -90,6 +92,8 @@ intensity = 1000000
 period_s = 0.001
 grants = {{ disk = "disk" }}
 options = {{ state = "{state}", cell = "{cell}" }}
+writes = ["{{state}}", "{{cell}}"]
+file_mib = 0
 """
 
 Plan = Callable[[int], Boundary | None]

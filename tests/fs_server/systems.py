@@ -22,12 +22,16 @@ kernel = "full"
 class = "fs_server.disk:DiskServer"
 placement = "{placement}"
 options = {{ state = "{state}", size = {size} }}
+writes = ["{{state}}"]
+file_mib = 0
 
 [server.fs]
 class = "fs_server.server:FileServer"
 placement = "{placement}"
 grants = {{ disk = "disk" }}
 options = {{ state = "{state}" }}
+writes = ["{{state}}"]
+file_mib = 0
 """
 
 

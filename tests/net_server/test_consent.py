@@ -40,6 +40,10 @@ placement = "{placement}"
 class = "net_server.tap:TapServer"
 placement = "{placement}"
 options = {{ offload = {offload} }}
+network = "own"
+reads = ["/proc/self", "/proc/thread-self"]
+writes = ["/dev/net/tun", "/proc/sys/net"]
+capabilities = ["net_admin", "sys_admin"]
 
 [server.net]
 class = "net_server.server:NetServer"

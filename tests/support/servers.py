@@ -163,19 +163,24 @@ class Probe(Interface):
 
 
 class Journal:
-    """A file of lines, that any incarnation appends to."""
+    """A file of lines, that any incarnation appends to; it is opened once, by the first line."""
 
     def __init__(self, path: str) -> None:
         self._path = Path(path)
+        self._file: Descriptor | None = None
 
     def add(self, *words: object) -> None:
         """Append a line; one write(2), so that lines of several tasks do not mix."""
-        number = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        os.write(number, (" ".join(str(word) for word in words) + "\n").encode())
-        os.close(number)
+        if self._file is None:
+            flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+            self._file = Descriptor(os.open(self._path, flags, 0o600))
+        os.write(self._file.fileno(), (" ".join(str(word) for word in words) + "\n").encode())
 
     def lines(self) -> list[str]:
         """Return all lines."""
+        if self._file is not None:  # a confined server can open nothing after its start
+            size = os.lseek(self._file.fileno(), 0, os.SEEK_END)
+            return os.pread(self._file.fileno(), size, 0).decode().splitlines()
         return self._path.read_text().splitlines() if self._path.exists() else []
 
     def count(self, line: str) -> int:
@@ -194,6 +199,8 @@ class ProbeServer(Server):
         self._held: Right | None = None
         self._minted: list[Right] = []
         self._ports: dict[int, Right] = {}
+        # a confined server has to have what it needs when it starts
+        self._memory = [Descriptor(os.memfd_create("kept", os.MFD_CLOEXEC)) for _ in range(4)]
         self.journal.add(task.name, "starts")
 
     def stop(self) -> None:
@@ -327,10 +334,9 @@ class ProbeServer(Server):
 
     def keep(self, label: str, text: bytes) -> None:
         """See `Probe`."""
-        number = os.memfd_create("kept")
-        os.write(number, text)
-        self.task.keep(label, number)
-        os.close(number)
+        memory = self._memory.pop()
+        os.pwrite(memory.fileno(), text, 0)
+        self.task.keep(label, memory.fileno())
 
     def kept(self, label: str) -> bytes:
         """See `Probe`."""

@@ -37,11 +37,13 @@ placement = "{placement}"
 class = "tests.support.servers:ProbeServer"
 placement = "{placement}"
 options = {{ journal = "{journal}" }}
+writes = ["{directory}"]
 
 [server.slow]
 class = "tests.support.servers:SlowServer"
 placement = "{placement}"
 options = {{ journal = "{journal}" }}
+writes = ["{directory}"]
 
 [server.relay]
 class = "tests.support.servers:RelayServer"
@@ -63,7 +65,13 @@ def prepare(
     placement: str, journal: Path, restart: str = "permanent", intensity: int = 50
 ) -> Prepared:
     """Fork the zygote of a small system. Call it outside trio."""
-    text = _TEXT.format(placement=placement, journal=journal, restart=restart, intensity=intensity)
+    text = _TEXT.format(
+        placement=placement,
+        journal=journal,
+        directory=journal.parent,
+        restart=restart,
+        intensity=intensity,
+    )
     return Prepared(parse_description(text, "small"))
 
 

@@ -34,12 +34,16 @@ kernel = "full"
 class = "fs_server.disk:DiskServer"
 placement = "{placement}"
 options = {{ state = "{state}" }}
+writes = ["{{state}}"]
+file_mib = 0
 
 [server.fs]
 class = "fs_server.server:FileServer"
 placement = "{placement}"
 grants = {{ disk = "disk" }}
 options = {{ state = "{state}" }}
+writes = ["{{state}}"]
+file_mib = 0
 """
 ROOT = Caller(0, 0, (), 0)
 
