@@ -1,0 +1,1 @@
+"""A hostile server, and what becomes of its ways out."""
