@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 gc.disable()  # until all is imported: nothing of that is garbage
 
-from .commands import capture, chaos, demo, life, link, programs, servers, show, volume, why  # noqa: E402
+from .commands import audit, capture, chaos, demo, life, link, programs, servers, show, volume, why  # noqa: E402
 from .commands.output import complain  # noqa: E402
 from .commands.parser import Commands  # noqa: E402
 from .obstacle import FAILED, ObstacleError  # noqa: E402
@@ -26,7 +26,7 @@ from .obstacle import FAILED, ObstacleError  # noqa: E402
 def commands() -> Commands:
     """Return all commands, as the parser knows them."""
     found = Commands()
-    for group in (life, show, why, servers, programs, chaos, link, capture, volume, demo):
+    for group in (life, show, why, audit, servers, programs, chaos, link, capture, volume, demo):
         group.register(found)
     return found
 

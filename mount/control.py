@@ -10,6 +10,7 @@ from __future__ import annotations
 import msgspec
 
 from core.abi import Right
+from core.kernel.audit import Audit
 from core.system.faults import FaultCount, FaultRecord
 from core.userlib.interface import Descriptor, Interface, operation
 from core.userlib.kernel_calls import Outage, PortInfo, Restarted, TaskInfo
@@ -89,6 +90,10 @@ class Control(Interface):
     @operation(idempotent=True)
     async def fault(self, number: int) -> FaultRecord:
         """Return a record of the fault log. Refused: ENOENT, when it is there no longer."""
+
+    @operation(idempotent=True)
+    async def audit(self) -> list[Audit]:
+        """Return what every server holds and may do, as the host sees it."""
 
     @operation(idempotent=True)
     async def log(self, lines: int) -> list[str]:

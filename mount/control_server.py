@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from core.abi import Right
 from core.errors import Refused, TaskError
+from core.kernel.audit import Audit, audit
 from core.kernel.calls import port_infos, task_infos
 from core.kernel.endings import Order
 from core.kernel.tasks import KernelTask
@@ -111,6 +112,10 @@ class ControlServer(Server):
         if found is None:
             raise Refused(errno.ENOENT, f"the fault log has no record {number} any more")
         return found
+
+    def audit(self) -> list[Audit]:
+        """Say what every server holds and may do."""
+        return audit(self._system.kernel)
 
     def log(self, lines: int) -> list[str]:
         """Return the log's last lines."""
