@@ -15,6 +15,7 @@ stopped, until `REPORTS_PER_S` allows the next. After `ATTEMPTS_LIMIT` the incar
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import functools
@@ -44,7 +45,7 @@ REPORTS_PER_S: Final = 500.0
 ATTEMPTS_LIMIT: Final = 1000
 """Refused system calls of one incarnation, after which it is ended as hostile."""
 MEMORY_OBJECTS_LIMIT: Final = 64
-"""Memory objects that one incarnation may make after its start; each as large as a file may be."""
+"""Memory objects that a task may have open when it makes one; each as large as a file may be."""
 _DEFER_S: Final = 0.02
 
 _RECEIVE: Final = 0xC050_2100
@@ -144,7 +145,6 @@ class Reports:
         self._attempts = line.task.attempts
         self._rim = rim
         self._threads = 0
-        self._memory_objects = 0
         self._own = tuple(os.path.normpath(path) for path in line.declared.writes)
         self._budget = Budget(REPORTS_BURST, REPORTS_PER_S, time.monotonic())
         rim.add(self)
@@ -255,11 +255,12 @@ class Reports:
         return True
 
     def _make_memory(self, call: Call) -> bool:
-        """Let a task make memory objects, a limited number of them."""
-        if self._memory_objects >= MEMORY_OBJECTS_LIMIT:
-            return False
-        self._memory_objects += 1
-        return self._let_go_on(call)
+        """Let a task make a memory object, as long as it has few of them open."""
+        held = 0
+        for entry in Path(f"/proc/{self._line.pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                held += str(entry.readlink()).startswith("/memfd:")
+        return held < MEMORY_OBJECTS_LIMIT and self._let_go_on(call)
 
     def _signal(self, call: Call) -> bool:
         """Let a task send signals to itself."""
