@@ -20,13 +20,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import time
 from typing import Final
 
 import msgspec
 
 from core.errors import Refused, TaskError
+from core.userlib.kept_value import KeptValue, UnreadableError
 from core.userlib.kernel_calls import Supervision
 from core.userlib.server import Server
 from core.userlib.task import Task
@@ -105,6 +105,7 @@ class SupervisorServer(Server):
     def __init__(self, task: Task) -> None:
         super().__init__(task)
         self._policies = msgspec.convert(task.options.get("policies", {}), dict[str, Policy])
+        self._kept = KeptValue(task, _LABEL)
         self._memory = self._load()
         self._ordered: set[str] = set()
         """Those of `ending` that this incarnation has ordered to be killed."""
@@ -125,8 +126,8 @@ class SupervisorServer(Server):
         cause = cause.strip() or "unknown"
         decision = memory.decided[name] = self._decide(name, cause, orderly=orderly)
         self._store()
+        self._act()  # first of all: clients wait
         self.task.log(f"{name} generation {generation} ended ({cause[:1000]}); {decision[:2000]}")
-        self._act()
         return decision
 
     def silent(self, name: str, generation: int, how: str) -> str:
@@ -269,22 +270,12 @@ class SupervisorServer(Server):
     # -- memory ------------------------------------------------------------------------------------
 
     def _load(self) -> _Memory:
-        number = self.task.kept(_LABEL)
-        if number is None:
-            return _Memory()
         try:
-            return _decode(os.pread(number, os.fstat(number).st_size, 0))
-        except msgspec.MsgspecError:
+            found = self._kept.load()
+            return _Memory() if found is None else _decode(found)
+        except (UnreadableError, msgspec.MsgspecError):
             self.task.log("what was decided before is lost")
             return _Memory()
-        finally:
-            os.close(number)
 
     def _store(self) -> None:
-        """Keep the memory: in a new object, which takes the old one's place when it is whole."""
-        number = os.memfd_create(_LABEL, os.MFD_CLOEXEC)
-        try:
-            os.write(number, _encode(self._memory))
-            self.task.keep(_LABEL, number)
-        finally:
-            os.close(number)
+        self._kept.store(_encode(self._memory))

@@ -159,8 +159,8 @@ class Zygote:
         if isinstance(line, Zygote):
             line.failure = line.failure or how(report.status)
             return
-        killed = report.status == -signal.SIGKILL
-        line.exited(report.status, out_of_memory=killed and self._out_of_memory.look())
+        unexplained = report.status == -signal.SIGKILL and line.evidence.order is None
+        line.exited(report.status, out_of_memory=unexplained and self._out_of_memory.look())
 
     def _ended(self) -> None:
         if not self.closed:

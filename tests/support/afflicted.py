@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import resource
@@ -88,8 +89,9 @@ class _Deadly:
         ctypes.string_at(0)
 
     def hog_now(self) -> None:
-        """Run out of memory."""
-        resource.setrlimit(resource.RLIMIT_AS, (_used() + MEMORY_LIMIT, resource.RLIM_INFINITY))
+        """Run out of memory. A confined server has its limit from its birth."""
+        with contextlib.suppress(PermissionError):
+            resource.setrlimit(resource.RLIMIT_AS, (_used() + MEMORY_LIMIT, resource.RLIM_INFINITY))
         held = [bytearray(1 << 20)]
         while True:
             held.append(bytearray(1 << 20))
@@ -108,6 +110,7 @@ class AfflictedServer(Server, _Deadly):
     def __init__(self, task: Task) -> None:
         super().__init__(task)
         self.journal = Journal(task.options["journal"])
+        self.journal.open()  # a confined server can open nothing after its start
         hang = task.options.get("hang_at_start", 0)
         if hang and task.generation < hang:
             while True:
@@ -237,6 +240,7 @@ class AfflictedSlowServer(Server, _Deadly):
     def __init__(self, task: Task) -> None:
         super().__init__(task)
         self.journal = Journal(task.options["journal"])
+        self.journal.open()  # a confined server can open nothing after its start
         self._waiting: dict[int, list[trio.Event]] = {}
 
     async def wait(self, key: int) -> int:

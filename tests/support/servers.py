@@ -169,12 +169,16 @@ class Journal:
         self._path = Path(path)
         self._file: Descriptor | None = None
 
-    def add(self, *words: object) -> None:
-        """Append a line; one write(2), so that lines of several tasks do not mix."""
+    def open(self) -> Descriptor:
+        """Open the file, if it is not."""
         if self._file is None:
             flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
             self._file = Descriptor(os.open(self._path, flags, 0o600))
-        os.write(self._file.fileno(), (" ".join(str(word) for word in words) + "\n").encode())
+        return self._file
+
+    def add(self, *words: object) -> None:
+        """Append a line; one write(2), so that lines of several tasks do not mix."""
+        os.write(self.open().fileno(), (" ".join(str(word) for word in words) + "\n").encode())
 
     def lines(self) -> list[str]:
         """Return all lines."""

@@ -28,20 +28,24 @@ kernel = "full"
 silence_s = 0.5
 
 [server.sick]
+confined = false
 class = "tests.support.afflicted:AfflictedServer"
 options = {{ journal = "{journal}" }}
 {more}
 
 [server.slow]
+confined = false
 class = "tests.support.afflicted:AfflictedSlowServer"
 options = {{ journal = "{journal}" }}
 silence_s = 0.5
 
 [server.friend]
+confined = false
 class = "tests.support.afflicted:AfflictedServer"
 options = {{ journal = "{journal}" }}
 
 [server.relative]
+confined = false
 class = "tests.support.afflicted:AfflictedServer"
 options = {{ journal = "{journal}" }}
 """
