@@ -85,9 +85,15 @@ class Recorder:
     def end(self) -> None:
         subprocess.run(["umount", "-f", "-l", self.path], check=True, timeout=10)
         self.thread.join(10)
-        os.close(self.device)
 
     def serve(self) -> None:
+        """Serve until unmounted. A mistake here ends the mount, and hangs nobody."""
+        try:
+            self.serve_all()
+        finally:
+            os.close(self.device)
+
+    def serve_all(self) -> None:
         decoder = Decoder()
         buffer = bytearray((1 << 20) + 8192)
         while True:
