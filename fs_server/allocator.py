@@ -1,4 +1,4 @@
-"""Which blocks of the volume are free: a pure table, rebuilt from the extents when a volume opens.
+"""Which blocks of the volume are free: a table in memory, made anew whenever a volume opens.
 
 Theory of operation. Free space is a sorted list of runs. A request says how many blocks it wants
 and which block would continue the file. If that block is free the run grows there; else the search
@@ -15,8 +15,15 @@ given-up run goes through two stations:
 `Volume.settle` moves everything one station on with each pair of syncs. Runs in the two stations
 count as free in `statfs`, because they are so after one more sync.
 
+The table may be told of a part of the free blocks only, and of the others later (`learn`). What it
+was not told of counts as used, and may well be in use.
+
+One of the runs, or a part of one, is the *reserve*, which the next incarnation begins with
+(`reserve`). It is the largest run of its time, and another is chosen when it is used up; where many
+are small not at once, because a search looks at all of them.
+
 Invariants: runs of the list are disjoint, not adjacent and sorted; `free` is the sum of their
-counts; `waiting` is the sum over both stations.
+counts; `waiting` is the sum over both stations; the reserve lies in one run of the list.
 """
 
 from __future__ import annotations
@@ -25,22 +32,32 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from typing import Final
 
+from .reserve import Reserve
+
 Run = tuple[int, int]
 """First block, and count of blocks."""
 
 _CANDIDATES: Final = 64
 """Runs looked at for one that fits, before the request is answered in pieces."""
+_RUNS_PER_CHOICE: Final = 16
+"""Runs looked at for a new reserve per request since the last."""
 
 
 class Allocator:
-    """The free blocks of a volume of `blocks` blocks."""
+    """The free blocks of a volume of `blocks` blocks.
 
-    def __init__(self, blocks: int, used: Iterable[Run] = ()) -> None:
-        """Make the table from the runs in use, in ascending order.
+    Args:
+        blocks: of the volume.
+        used: the runs in use, in ascending order; None: only the reserve's run is known to be free.
+        reserve: where the reserve is kept; not owned. None: nowhere.
 
-        Raises:
-            ValueError: runs overlap, are empty or lie outside of the volume.
-        """
+    Raises:
+        ValueError: runs overlap, are empty or lie outside of the volume.
+    """
+
+    def __init__(
+        self, blocks: int, used: Iterable[Run] | None = (), reserve: Reserve | None = None
+    ) -> None:
         self.blocks = blocks
         self.free = 0
         self.waiting = 0
@@ -50,15 +67,24 @@ class Allocator:
         self._released: list[Run] = []
         self._given_up: list[Run] = []
         self._punched: list[Run] = []
+        self._reserve = reserve or Reserve()
+        self._until_choice = 0
+        if used is None:
+            self._append(self._reserve.low, self._reserve.high - self._reserve.low)
+        else:
+            self._append_unused(used)
+            self._reserve.hold(0, 0)
+
+    def _append_unused(self, used: Iterable[Run]) -> None:
         end = 0
         for start, count in used:
             if start < end or count < 1:
                 raise ValueError(f"blocks {start}+{count} overlap those before, which end at {end}")
             self._append(end, start - end)
             end = start + count
-        if end > blocks:
-            raise ValueError(f"blocks end at {end}, the volume at {blocks}")
-        self._append(end, blocks - end)
+        if end > self.blocks:
+            raise ValueError(f"blocks end at {end}, the volume at {self.blocks}")
+        self._append(end, self.blocks - end)
 
     def _append(self, start: int, count: int) -> None:
         if count:
@@ -88,7 +114,18 @@ class Allocator:
         while count:
             taken.append(self._take_front(self._search(count), count))
             count -= taken[-1][1]
+        if self._reserve.low >= self._reserve.high:
+            self._until_choice -= 1
+            if self._until_choice < 0:
+                self.choose_reserve()
         return taken
+
+    def choose_reserve(self) -> None:
+        """Make the largest run the reserve."""
+        self._until_choice = len(self._starts) // _RUNS_PER_CHOICE
+        if self._starts:
+            start = max(self._counts, key=self._counts.__getitem__)
+            self._reserve.hold(start, start + self._counts[start])
 
     def _search(self, count: int) -> int:
         """Return the index of a run that has `count` blocks, or of the largest seen."""
@@ -114,7 +151,10 @@ class Allocator:
             self._starts[index] = start + taken
             self._counts[start + taken] = count - taken
         self.free -= taken
-        self._cursor = start + taken
+        self._cursor = end = start + taken
+        reserve = self._reserve
+        if start < reserve.high and end > reserve.low:
+            reserve.taken(end)
         return start, taken
 
     def give(self, run: Run) -> None:
@@ -134,6 +174,20 @@ class Allocator:
             del self._starts[index]
         self._starts.insert(index, start)
         self._counts[start] = count
+
+    def learn(self, run: Run, occupied: Iterable[Run]) -> None:
+        """Add a free run that the table was not told of; `occupied` parts hold octets.
+
+        Those are released: nobody may see the octets.
+        """
+        start, end = run[0], run[0] + run[1]
+        for first, count in occupied:
+            if first > start:
+                self.give((start, first - start))
+            self.release((first, count))
+            start = first + count
+        if end > start:
+            self.give((start, end - start))
 
     def release(self, run: Run) -> None:
         """Take note that the transaction under way gives these blocks up."""

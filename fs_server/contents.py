@@ -122,7 +122,7 @@ def write(tables: Tables, caller: Caller, number: int, offset: int, data: Bulk) 
     pieces = list(extents.pieces(first, ((end - 1) >> BLOCK_SHIFT) - first + 1))
     added = sum(length for _, start, length in pieces if start == HOLE)
     if added:
-        _claim(tables, added)
+        tables.claim(added)
     if offset > inode.size:
         _zero(tables, extents, inode.size, offset)
     for piece in pieces:
@@ -132,15 +132,6 @@ def write(tables: Tables, caller: Caller, number: int, offset: int, data: Bulk) 
     _save_written(tables, inode, end, added, same_mode=mode == inode.mode)
     tables.note(number, data=True)
     return size
-
-
-def _claim(tables: Tables, blocks: int) -> None:
-    """Refuse ENOSPC unless so many blocks are free, or will be when what waits has settled."""
-    allocator = tables.allocator
-    if blocks > allocator.free:
-        if blocks > allocator.available:
-            raise Refused(errno.ENOSPC)
-        tables.reclaim()
 
 
 def _write_piece(
@@ -263,7 +254,7 @@ def _fill(tables: Tables, inode: Inode, offset: int, end: int) -> None:
     added = sum(length for _, _, length in holes)
     if not added:
         return
-    _claim(tables, added)
+    tables.claim(added)
     for block, _, length in holes:
         runs = tables.allocator.take(length, extents.block_before(block))
         extents.add(block, runs)

@@ -126,11 +126,11 @@ class DataFile:
         while position < end:
             try:
                 start = os.lseek(self.descriptor, position, _SEEK_DATA)
+                if start >= end:
+                    return
+                position = os.lseek(self.descriptor, start, _SEEK_HOLE)
             except OSError as error:
                 if error.errno == errno.ENXIO:
                     return
                 raise HostError(error.errno or errno.EIO, f"data: {error}") from None
-            if start >= end:
-                return
-            position = os.lseek(self.descriptor, start, _SEEK_HOLE)
             yield start, min(position, end)

@@ -128,9 +128,16 @@ class Inodes:
     def __init__(self, store: Store, limit: int) -> None:
         self._store = store
         self.recent: Recent[int, Inode] = Recent(max(limit, 64))
-        self.count: int = store.value("SELECT COUNT(*) FROM inode")
+        self._count = -1
         self._next: int = store.setting("next_inode")
         self._reserved = self._next
+
+    @property
+    def count(self) -> int:
+        """How many there are; counted at the first use, which takes the longer the more."""
+        if self._count < 0:
+            self._count = self._store.value("SELECT COUNT(*) FROM inode")
+        return self._count
 
     def find(self, number: int) -> Inode:
         """Return an inode. Raises: Refused ESTALE when there is none of that number."""
@@ -178,7 +185,8 @@ class Inodes:
         inode.attributes = {}
         inode.target = target
         self.recent.put(number, inode)
-        self.count += 1
+        if self._count >= 0:
+            self._count += 1
         return inode
 
     def _number(self) -> int:
@@ -223,7 +231,8 @@ class Inodes:
         """Remove the row; what hangs on it is removed by the caller."""
         self._store.write("DELETE FROM inode WHERE number = ?", (inode.number,))
         self.recent.drop(inode.number)
-        self.count -= 1
+        if self._count >= 0:
+            self._count -= 1
 
     def target(self, inode: Inode) -> bytes:
         """Return a symbolic link's target."""

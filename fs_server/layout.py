@@ -10,7 +10,7 @@
               +---------+---------+---------+---------+-------
                    ^-------- extent (inode 7, block 0, start 0, count 3)
 
-    meta.db   volume      key -> value: format, uuid, blocks, next_inode, syncs
+    meta.db   volume      key -> value: format, uuid, blocks, next_inode, syncs, mark
               inode       number -> mode, links, owners, size, times; of a directory also its parent
                           and the next sequence number; of a symbolic link its target
               entry       (directory, name) -> sequence, inode
@@ -18,6 +18,9 @@
               extent      (inode, first block in the file) -> first block in the volume, count
               attribute   (inode, name) -> value of an extended attribute
               answer      the last change's boot, request and reply: see below
+
+The mark is the random number of the last server that allocated blocks without having known free
+ones from the server before it (`reserve`); it is missing when there was none.
 
 The answer is written in the transaction of the change that it answers. A server that dies between
 the commit and the reply finds it when the request is delivered again. One row is enough, because a

@@ -2,8 +2,8 @@
 
 Theory of operation. No operation waits, so the server is a plain loop and a request is served by
 one call into `Volume`. What must outlive the server lies in three places: the volume itself; the
-opens, in a memory object that the kernel keeps; and the rights to the ports of watching clients,
-which the kernel keeps as well.
+opens, and which blocks are surely free, in memory objects that the kernel keeps; and the rights to
+the ports of watching clients, which the kernel keeps as well.
 
 Exactly once. An operation that changes something goes through `_once`: its answer is recorded in
 the transaction of the change, and returned when the request comes again. `write`, `fsync`
@@ -45,6 +45,7 @@ from .interface import (
 from .layout import METADATA_NAME, VolumeError
 from .mkfs import make_metadata
 from .opens import Opens
+from .reserve import Reserve
 from .store import rehearse
 from .volume import Volume
 
@@ -52,10 +53,17 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 SYNC_PERIOD_S: Final = 5.0
+SURVEY_DELAY_S: Final = 0.25
+"""From the opening to the first step of the survey: those who waited for the server go first."""
+SURVEY_PERIOD_S: Final = 0.02
+"""Between two steps, so that a client waits for one of them at most."""
 BUSY_PERIODS: Final = 6
 _TICK: Final = 1
 """The notification bit of the server's own timer."""
+_SURVEY: Final = 2
+"""The bit of the timer for the next step of the survey."""
 _OPENS: Final = "opens"
+_RESERVE: Final = "reserve"
 _WATCH: Final = "watch."
 
 
@@ -80,6 +88,7 @@ class FileServer(Server):
         self._log = ChangeLog(task.generation)
         self._watchers: dict[int, _Watcher] = {}
         self._ticking = False
+        self._surveying = False
         self._served = False
         self._busy_periods = 0
 
@@ -95,20 +104,23 @@ class FileServer(Server):
         info, descriptor = await task.connect(Disk, "disk").lend()
         prepare_volume(directory, info)
         opens = Opens(task.boot_id, lambda number: task.keep(_OPENS, number), task.kept(_OPENS))
-        self.volume = self.open_volume(directory, descriptor.take(), opens)
+        kept = task.kept(_RESERVE)
+        reserve = Reserve(task.boot_id, lambda number: task.keep(_RESERVE, number), kept)
+        self.volume = self.open_volume(directory, descriptor.take(), opens, reserve)
+        self._survey_after(SURVEY_DELAY_S)
         for label, right in task.kept_rights().items():
             if label.startswith(_WATCH):
                 self._watchers[int(label.removeprefix(_WATCH))] = _Watcher(right)
         for client in list(self._watchers):
             self._notify(client)  # what happened around the restart is not known
 
-    def open_volume(self, directory: Path, data: int, opens: Opens) -> Volume:
+    def open_volume(self, directory: Path, data: int, opens: Opens, reserve: Reserve) -> Volume:
         """Open the volume. A subclass may open it with another clock, or watched.
 
         Args:
             data: the descriptor of the data file; the volume's from now on.
         """
-        return Volume(directory, data, opens=opens, take_over=True)
+        return Volume(directory, data, opens=opens, reserve=reserve, take_over=True)
 
     def stop(self) -> None:
         """Make everything durable and close the volume."""
@@ -124,8 +136,29 @@ class FileServer(Server):
         self._forget(badge)
 
     def notified(self, bits: int) -> None:
-        """The timer fired: make changes durable if the time is good."""
+        """A timer fired: make changes durable if the time is good, or go on with the survey."""
+        if bits & _SURVEY:
+            self._surveying = False
+            self._survey()
+        if bits & _TICK:
+            self._make_durable()
+
+    def _survey(self) -> None:
+        try:
+            self.volume.survey()
+            self._survey_after(SURVEY_PERIOD_S)
+        except Refused as error:
+            self.task.log(f"cannot look for free blocks: {error.detail}")
+            self._survey_after(SYNC_PERIOD_S)
+
+    def _survey_after(self, delay_s: float) -> None:
+        if self.volume.surveying and not self._surveying:
+            self._surveying = True
+            self.task.arm(delay_s, _SURVEY)
+
+    def _make_durable(self) -> None:
         self._ticking = False
+        self._survey_after(SURVEY_PERIOD_S)  # a failed change has it begin anew
         if not self.volume.restless:
             return
         self._busy_periods += 1

@@ -30,8 +30,10 @@ from .layout import (
     VolumeError,
 )
 
-WAL_LIMIT_PAGES: Final = 16 * 1024 * 1024 // PAGE_SIZE
-"""Pages in the log after which a checkpoint is due."""
+WAL_LIMIT_PAGES: Final = 8 * 1024 * 1024 // PAGE_SIZE
+"""Pages in the log after which a checkpoint is due. Who opens the volume after a death reads the
+log, which takes one to two milliseconds for each MiB. (Measured: with twice as many, creating is no
+faster, appending 0 to 6 %, and the longest wait for a checkpoint twice as long.)"""
 _CACHE_KIB: Final = 32 * 1024
 
 _RECORD: Final = "UPDATE answer SET boot = ?, request = ?, reply = ? WHERE id = 1"

@@ -7,8 +7,11 @@ only then change something. `Volume` commits what they did, or rolls it back.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from dataclasses import dataclass, field
+
+from core.errors import Refused
 
 from .allocator import Allocator
 from .data import DataFile
@@ -18,6 +21,7 @@ from .inodes import Inode, Inodes
 from .interface import Change
 from .opens import Opens
 from .store import Store
+from .survey import Survey
 
 Clock = Callable[[], int]
 """Returns the present: nanoseconds since 1970."""
@@ -36,6 +40,12 @@ class Tables:
     clock: Clock
     reclaim: Callable[[], None]
     """Makes all blocks free that wait for a sync; called before an operation changed anything."""
+    mark: Callable[[], None]
+    """Makes `marked` true; called before an operation changed anything."""
+    marked: bool
+    """Blocks may be taken: nobody else's knowledge of free ones is trusted any more."""
+    survey: Survey | None = None
+    """The search for free blocks that the allocator does not know yet; None: it knows all."""
     watched: bool = False
     """Somebody wants to know what changes."""
     changed: list[Change] = field(default_factory=list)
@@ -55,7 +65,30 @@ class Tables:
                 (inode.number,),
             )
             extents = inode.extents = Extents(rows)
+            if self.survey is not None:
+                self.survey.note(extents.rows)
         return extents
+
+    def claim(self, blocks: int) -> None:
+        """Refuse ENOSPC unless so many blocks are free, or will be when what waits has settled.
+
+        It comes before every `allocator.take`, and before an operation has changed anything.
+        """
+        if not self.marked:
+            self.mark()
+        allocator = self.allocator
+        if blocks > allocator.free and self.survey is not None:
+            self.survey.finish()
+            self.end_survey()
+        if blocks > allocator.free:
+            if blocks > allocator.available:
+                raise Refused(errno.ENOSPC)
+            self.reclaim()
+
+    def end_survey(self) -> None:
+        """All free blocks are known: choose the best of them for the next incarnation."""
+        self.survey = None
+        self.allocator.choose_reserve()
 
     def save_extents(self, inode: Inode, extents: Extents) -> None:
         """Store what changed in a file's extents."""

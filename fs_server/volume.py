@@ -12,6 +12,12 @@ after a power cut a file is either there with its octets, or gone; it never show
 When an operation fails in the middle (the host's disk is full or broken) the transaction is rolled
 back and everything in memory is read again.
 
+Opening. Which blocks are free follows from all extents. The first incarnation in a boot of the
+system reads them before it serves. One that follows a death finds a run of free blocks in memory
+that the kernel kept (`reserve`), serves with that, and finds the other free blocks meanwhile
+(`survey`), in steps that the owner calls for, or at once when somebody needs them. So its opening
+takes no longer with many files. The same is done after a failed operation.
+
 Restart. `request` is the id of the request being served. The answer to it is stored with its
 change. A redelivered request's answer is looked up with `recorded`. Operations whose repetition
 changes nothing (reads, `write`, `fsync`) record none: nothing else was served between the two
@@ -23,6 +29,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -44,7 +51,9 @@ from .layout import BLOCK_SHIFT, BLOCK_SIZE, DATA_NAME, HostError, VolumeError
 from .observer import ObservedVfs, Observer
 from .opens import Opens
 from .permissions import EXECUTE, permits
+from .reserve import Reserve
 from .store import WAL_LIMIT_PAGES, Store, refusal
+from .survey import Survey
 from .tables import Clock, Tables
 
 P = ParamSpec("P")
@@ -55,6 +64,7 @@ CACHE_LIMIT: Final = 65_536
 RECLAIM_LIMIT_BLOCKS: Final = 1 << 16
 """Blocks (256 MiB) that may wait for a sync before one is made for their sake."""
 
+_USED: Final = "SELECT TOTAL(count) FROM extent"
 _CLOCK_REALTIME_COARSE: Final = 5
 _encode: Final = msgspec.msgpack.Encoder().encode
 
@@ -71,6 +81,7 @@ class Volume:
         directory: where `meta.db` is.
         data: the descriptor of the data file, owned; None: opened here.
         opens: who has what open, in which boot; None: nobody, and no client outlives this object.
+        reserve: a run of free blocks, if an earlier incarnation left one; None: nothing is left.
         clock: the present in nanoseconds.
         cache_limit: see `CACHE_LIMIT`.
         observer: sees every write; see `observer`.
@@ -80,12 +91,13 @@ class Volume:
         VolumeError: the volume cannot be opened, and why.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one for each thing that a volume is put together from
         self,
         directory: Path,
         data: int | None = None,
         *,
         opens: Opens | None = None,
+        reserve: Reserve | None = None,
         clock: Clock = host_clock,
         cache_limit: int = CACHE_LIMIT,
         observer: Observer | None = None,
@@ -100,9 +112,13 @@ class Volume:
             self._data = _open_data(directory, data, self.blocks, observer)
             self._clock = clock
             self._opens = opens or Opens()
+            self._reserve = reserve or Reserve()
+            self._mark: int = self.store.setting("mark") or 0
             self.store.boot_id = self._opens.boot_id
             self._watched = False
             self._load()
+            with contextlib.suppress(HostError):  # it is tried again before blocks are taken
+                self._mark_volume()
             self._free_orphans()
         except apsw.Error as error:
             self.store.close()
@@ -113,11 +129,15 @@ class Volume:
 
     def _load(self) -> None:
         """Read into memory what operations work with; also after a failure, afresh."""
-        runs = self.store.rows("SELECT start, count FROM extent ORDER BY start")
-        try:
-            allocator = Allocator(self.blocks, runs)
-        except ValueError as error:
-            raise VolumeError(f"{self.store.path} is damaged: {error}", errno.EUCLEAN) from None
+        reserve = self._reserve
+        survey: Survey | None = None
+        if reserve.holds(self._mark, self.blocks):
+            allocator = Allocator(self.blocks, None, reserve)
+            run = reserve.low, reserve.high - reserve.low
+            survey = Survey(self.store, self._data, allocator, run)
+        else:
+            reserve.begin(0)
+            allocator = self._read_allocator()
         self.tables = Tables(
             store=self.store,
             data=self._data,
@@ -127,22 +147,52 @@ class Volume:
             opens=self._opens,
             clock=self._clock,
             reclaim=self.reclaim,
+            mark=self._mark_volume,
+            marked=survey is not None,
+            survey=survey,
             watched=self._watched,
         )
-        self._find_leftovers()
+        self._data.dirty = True
 
-    def _find_leftovers(self) -> None:
+    def _read_allocator(self) -> Allocator:
+        """Return the table of free blocks that follows from all extents."""
+        runs = self.store.rows("SELECT start, count FROM extent ORDER BY start")
+        try:
+            allocator = Allocator(self.blocks, runs, self._reserve)
+        except ValueError as error:
+            raise VolumeError(f"{self.store.path} is damaged: {error}", errno.EUCLEAN) from None
+        self._find_leftovers(allocator)
+        return allocator
+
+    def _find_leftovers(self, allocator: Allocator) -> None:
         """Set blocks aside that are free but hold octets, until they are punched.
 
         They were given up, or taken for a transaction that never came, shortly before a death.
         """
-        allocator = self.tables.allocator
         for start, count in allocator.runs():
             for low, high in self._data.occupied(start << BLOCK_SHIFT, count << BLOCK_SHIFT):
                 first = low >> BLOCK_SHIFT
                 end = (high + BLOCK_SIZE - 1) >> BLOCK_SHIFT
                 allocator.set_aside((first, end - first))
-        self._data.dirty = True
+
+    def _mark_volume(self) -> None:
+        """Make every reserve void that another has kept of this volume, and begin one.
+
+        Raises:
+            HostError: the host refuses. No blocks may be taken before it has been done.
+        """
+        if self.tables.marked:
+            return
+        assert not self.store.begun
+        mark = secrets.randbits(62) | 1
+        try:
+            self.store.write_alone("INSERT OR REPLACE INTO volume VALUES('mark', ?)", (mark,))
+        except apsw.Error as error:
+            raise refusal(error) from None
+        self._mark = mark
+        self._reserve.begin(mark)
+        self.tables.marked = True
+        self.tables.allocator.choose_reserve()
 
     def _free_orphans(self) -> None:
         """Free the inodes without links that nobody has open any more."""
@@ -253,6 +303,16 @@ class Volume:
             self._data.punch(run[0] << BLOCK_SHIFT, run[1] << BLOCK_SHIFT)
             allocator.punched(run)
 
+    @property
+    def surveying(self) -> bool:
+        """Whether free blocks are still to be found by `survey`."""
+        return self.tables.survey is not None
+
+    def survey(self) -> None:
+        """Find a few of the free blocks that are not known yet. Raises: HostError."""
+        if self.tables.survey is not None and self._host(self.tables.survey.step):
+            self.tables.end_survey()
+
     def reclaim(self) -> None:
         """Make all blocks free that wait for it."""
         self.settle()
@@ -277,6 +337,7 @@ class Volume:
         self.store.close()
         self._data.close()
         self._opens.close()
+        self._reserve.close()
 
     # -- names ------------------------------------------------------------------------------------
 
@@ -464,7 +525,10 @@ class Volume:
     def statfs(self) -> Usage:
         """See `FileSystem.statfs`."""
         tables = self.tables
-        free = tables.allocator.available
+        if tables.survey is None:
+            free = tables.allocator.available
+        else:
+            free = self.blocks - int(self._host(self.store.value, _USED))
         count = tables.inodes.count
         # an inode is a row in the database, and no number of those is set; df wants one
         limit = max(self.blocks, count)

@@ -1,6 +1,6 @@
 """`make bench`: every benchmark, pinned to one CPU and unpinned, beside peers of the same run.
 
-    python -m tests.bench [ipc] [fuse] [ping] [pauses]
+    python -m tests.bench [ipc] [fuse] [ping] [pauses] [opening]
 
 Nothing here passes or fails. Absolute times are a matter of the machine and its mood, ratios within
 one table are not.
@@ -83,11 +83,19 @@ def show_pauses(*, pinned: bool) -> None:
     subprocess.run(command, check=True)
 
 
+def show_opening(*, pinned: bool) -> None:
+    """What it costs to open a volume, first and after a death, by the number of files."""
+    _title("opening a volume", pinned=pinned)
+    pin = ["taskset", "-c", str(min(os.sched_getaffinity(0)))] if pinned else []
+    subprocess.run([*pin, sys.executable, "-m", "tests.bench.opening"], check=True)
+
+
 TABLES: Final[dict[str, Callable[..., None]]] = {
     "ipc": show_ipc,
     "fuse": show_fuse,
     "ping": show_ping,
     "pauses": show_pauses,
+    "opening": show_opening,
 }
 
 

@@ -23,6 +23,7 @@ from core.userlib.line import Line, Packet
 from core.userlib.task import Task
 from fs_server.disk import DiskServer
 from fs_server.opens import Opens
+from fs_server.reserve import Reserve
 from fs_server.server import FileServer
 from fs_server.volume import Volume
 
@@ -165,9 +166,11 @@ class DyingFileServer(FileServer):
         self._cell = _attach(task, 0)
         super().__init__(task)
 
-    def open_volume(self, directory: Path, data: int, opens: Opens) -> Volume:
+    def open_volume(self, directory: Path, data: int, opens: Opens, reserve: Reserve) -> Volume:
         observer, cell = _DyingObserver(self._cell), self._cell
-        return Volume(directory, data, opens=opens, clock=lambda: cell.now, observer=observer)
+        return Volume(
+            directory, data, opens=opens, reserve=reserve, clock=lambda: cell.now, observer=observer
+        )
 
 
 class DyingDiskServer(DiskServer):

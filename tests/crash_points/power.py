@@ -63,6 +63,8 @@ class PowerCuts:
     def run(self, steps: Iterable[int]) -> None:
         """Cut the power before each event of these steps, and after the last."""
         recorded, wanted = self._recorded, set(steps)
+        for event in recorded.events[: recorded.starts[0]]:  # those of the opening
+            self._disk.apply(event)
         for index in range(len(recorded.history.steps)):
             start, end = recorded.starts[index], recorded.starts[index + 1]
             for number in range(start, end):

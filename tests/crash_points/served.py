@@ -25,6 +25,7 @@ from fs_server.interface import FileSystem
 from fs_server.layout import BLOCK_SIZE, DATA_NAME
 from fs_server.observer import Observer
 from fs_server.opens import Opens
+from fs_server.reserve import Reserve
 from fs_server.server import FileServer
 from fs_server.volume import Volume
 
@@ -130,11 +131,17 @@ class _FileServer(FileServer):
         self._clock = clock
         self._observer = observer
 
-    def open_volume(self, directory: Path, data: int, opens: Opens) -> Volume:
+    def open_volume(self, directory: Path, data: int, opens: Opens, reserve: Reserve) -> Volume:
         opens._first_capacity = OPENS_CAPACITY
         observer = _Apart(self._observer) if self._observer else None
         return Volume(
-            directory, data, opens=opens, clock=self._clock, observer=observer, take_over=True
+            directory,
+            data,
+            opens=opens,
+            reserve=reserve,
+            clock=self._clock,
+            observer=observer,
+            take_over=True,
         )
 
 

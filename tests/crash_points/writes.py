@@ -11,7 +11,7 @@ where a kill can end them. Then
    because it delivers the request again before any other; who sees it is the next boot, if kernel
    and server end together, and then the operation was never acknowledged. All else is `between`.
 2. On the same files, the request is delivered again: reply, state, and counts of opens are exactly
-   those after the step. That is what clients see.
+   those after the step. That is what clients see. And the server knows then which blocks are free.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from fs_server.check import check_volume
 from fs_server.interface import FileSystem
 from fs_server.layout import BLOCK_SIZE
 from tests.fs_server.images import Images, apply, copied, store
+from tests.fs_server.support import assert_free_blocks_known
 
 from .history import OWN_WORK, STEP_NS
 from .looking import Seen, expected
 from .model import perform
 from .recorded import Memory, Recorded
-from .served import Machine, life
+from .served import Incarnation, Machine, life
 from .table import Table
 
 Point = tuple[str, Images, Memory]
@@ -149,12 +150,22 @@ class WritePoints:
                 problems.append(f"opens are {held}")
             server.now += STEP_NS // 2
             problems.append(server.look(binding).difference(after))
+            problems.append(_blocks_problem(server))
         machine.forget()
         problems = [problem for problem in problems if problem]
         if problems:
             self._table.lose(step.operation, f"{where}: delivered again: {'; '.join(problems)}")
         else:
             self._table.row(step.operation).replays += 1
+
+
+def _blocks_problem(server: Incarnation) -> str:
+    """Return what is wrong with the table of free blocks; "" if nothing is."""
+    try:
+        assert_free_blocks_known(server.volume)
+    except AssertionError as error:
+        return str(error)
+    return ""
 
 
 def is_torn(seen: Seen, before: Seen, after: Seen) -> bool:

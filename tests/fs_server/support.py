@@ -13,6 +13,7 @@ from fs_server.check import check_volume
 from fs_server.interface import Attributes, Caller
 from fs_server.mkfs import make_volume
 from fs_server.opens import Opens
+from fs_server.reserve import Reserve
 from fs_server.volume import Volume
 
 MIB: Final = 1 << 20
@@ -37,22 +38,30 @@ class Clock:
 
 
 class Kernel:
-    """What a kernel keeps for a server: the opens of this boot."""
+    """What a kernel keeps for a server: the opens and the reserve of this boot."""
 
     def __init__(self, boot_id: int = BOOT) -> None:
         self.boot_id = boot_id
-        self.descriptor = -1
+        self._descriptors: dict[str, int] = {}
+
+    def _keep(self, label: str) -> Callable[[int], None]:
+        def keep(descriptor: int) -> None:
+            if label in self._descriptors:
+                os.close(self._descriptors[label])
+            self._descriptors[label] = os.dup(descriptor)
+
+        return keep
+
+    def _kept(self, label: str) -> int | None:
+        return os.dup(self._descriptors[label]) if label in self._descriptors else None
 
     def opens(self, capacity: int = 64) -> Opens:
         """Return what the next incarnation begins with."""
+        return Opens(self.boot_id, self._keep("opens"), self._kept("opens"), capacity)
 
-        def keep(descriptor: int) -> None:
-            if self.descriptor >= 0:
-                os.close(self.descriptor)
-            self.descriptor = os.dup(descriptor)
-
-        kept = os.dup(self.descriptor) if self.descriptor >= 0 else None
-        return Opens(self.boot_id, keep, kept, capacity)
+    def reserve(self) -> Reserve:
+        """Return the reserve that the next incarnation begins with."""
+        return Reserve(self.boot_id, self._keep("reserve"), self._kept("reserve"))
 
 
 def new_volume(directory: Path, size: int = 64 * MIB, **options: Any) -> Volume:
@@ -88,6 +97,21 @@ def make_file(
     if data:
         volume.write(ROOT, made.inode, 0, data)
     return volume.getattr(made.inode)
+
+
+def assert_free_blocks_known(volume: Volume) -> None:
+    """Find all free blocks, and assert that they are those that no extent has, each once."""
+    while volume.surveying:
+        volume.survey()
+    allocator = volume.tables.allocator
+    waiting = [*allocator._released, *allocator._given_up, *allocator._punched]
+    used = list(volume.store.rows("SELECT start, count FROM extent"))
+    end = 0
+    for start, count in sorted([*allocator.runs(), *waiting, *used]):
+        assert start == end, f"blocks {end} to {start} are lost, or had twice"
+        end = start + count
+    assert end == volume.blocks
+    assert allocator.waiting == sum(count for _, count in waiting)
 
 
 def assert_sound(directory: Path) -> None:

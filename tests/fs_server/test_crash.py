@@ -18,7 +18,18 @@ from fs_server.volume import Volume
 from .disturbances import Counting, Failing, Killing
 from .images import Recording, after_power_cut, load, store
 from .programs import Model, perform, random_program, show
-from .support import BOOT, ROOT, TOP, Clock, Kernel, assert_sound, make_file, new_volume, refused
+from .support import (
+    BOOT,
+    ROOT,
+    TOP,
+    Clock,
+    Kernel,
+    assert_free_blocks_known,
+    assert_sound,
+    make_file,
+    new_volume,
+    refused,
+)
 
 _FEW = settings(
     max_examples=25,
@@ -30,18 +41,25 @@ fresh = iter(range(1 << 30))
 """Numbers for directories: hypothesis runs many examples in one."""
 
 
-def in_child(directory: Path, limit: int, seed: int, length: int) -> tuple[int, int]:
+def in_child(
+    directory: Path, limit: int, seed: int, length: int, kernel: Kernel
+) -> tuple[int, int]:
     """Run a program in a process that dies before its `limit`-th write.
 
     Returns how many steps were acknowledged, and the status with which the process ended.
     """
     steps, models = random_program(seed, length)
+    kernel.reserve().close()  # the kernel has the memory that the child will fill
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         try:
             volume = Volume(
-                directory, opens=Kernel().opens(), observer=Killing(limit), clock=Clock()
+                directory,
+                opens=Kernel().opens(),
+                reserve=kernel.reserve(),
+                observer=Killing(limit),
+                clock=Clock(),
             )
             for number, step in enumerate(steps):
                 volume.request = number + 1
@@ -66,10 +84,11 @@ def test_a_killed_server_has_lost_nothing_and_repeats_nothing(
     directory = tmp_path / str(next(fresh))
     new_volume(directory, size=4 << 20).close()
     length = 40
-    acknowledged, status = in_child(directory, limit, seed, length)
+    kernel = Kernel()
+    acknowledged, status = in_child(directory, limit, seed, length, kernel)
     assert status == signal.SIGKILL or (status, acknowledged) == (0, length)
     steps, models = random_program(seed, length)
-    volume = Volume(directory, opens=Kernel(BOOT).opens())
+    volume = Volume(directory, opens=Kernel(BOOT).opens(), reserve=kernel.reserve())
     if acknowledged < length:
         # the kernel delivers the request under way again
         if volume.recorded(acknowledged + 1) is None:
@@ -78,7 +97,10 @@ def test_a_killed_server_has_lost_nothing_and_repeats_nothing(
     assert show(volume) == models[acknowledged].shown()
     for number in range(acknowledged, length):
         perform(volume, steps[number], models[number].names)
+        if number % 3 == 0:
+            volume.survey()
     assert show(volume) == models[length].shown()
+    assert_free_blocks_known(volume)
     volume.close()
     assert_sound(directory)
 

@@ -26,7 +26,17 @@ from core.errors import Refused
 from fs_server.volume import Volume
 from tests.fs_server import test_crash
 from tests.fs_server.programs import perform, random_program, show
-from tests.fs_server.support import ALICE, BOB, CAROL, ROOT, Clock, assert_sound, new_volume
+from tests.fs_server.support import (
+    ALICE,
+    BOB,
+    CAROL,
+    ROOT,
+    Clock,
+    Kernel,
+    assert_free_blocks_known,
+    assert_sound,
+    new_volume,
+)
 from tests.fs_server.test_against_host import AgainstHost, Path_, acting
 
 from .run import Run
@@ -121,13 +131,23 @@ def long_life(run: Run, directory: Path, chance: random.Random) -> None:
     """One volume, opened again and again, against the model."""
     new_volume(directory, size=4 << 20).close()
     steps, models = random_program(chance.getrandbits(32), _LIFE_STEPS)
-    volume = Volume(directory, clock=Clock(), cache_limit=chance.choice((4, 64, 10_000)))
+    kernel = Kernel()
+    volume = Volume(
+        directory,
+        reserve=kernel.reserve(),
+        clock=Clock(),
+        cache_limit=chance.choice((4, 64, 10_000)),
+    )
     for number, step in enumerate(steps):
         perform(volume, step, models[number].names)
+        if chance.random() < 0.1:
+            volume.survey()
         if chance.random() < 0.01:
+            if chance.random() < 0.5:
+                assert_free_blocks_known(volume)
             assert show(volume) == models[number + 1].shown(), f"after step {number}, {step}"
             chance.choice((volume.close, volume.abandon))()
-            volume = Volume(directory, clock=Clock())
+            volume = Volume(directory, reserve=kernel.reserve(), clock=Clock())
             run.count("reopenings")
     assert show(volume) == models[-1].shown()
     volume.close()
