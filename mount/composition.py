@@ -114,7 +114,7 @@ class Composition:
         """Write a line into the system's log."""
         line = f"{time.strftime('%H:%M:%S')} {text}"
         self.lines.append(line)
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):  # closed: nobody reads it any more
             if self._log_file.tell() > LOG_LIMIT:
                 self._log_file.seek(0)
                 self._log_file.truncate()
@@ -154,6 +154,12 @@ class Composition:
         Raises:
             BootError: it could not start, or something it needs is gone.
         """
+        with self._log_file:
+            await self._run(prepared, ready)
+        if self._failure:
+            raise BootError(self._failure)
+
+    async def _run(self, prepared: Prepared, ready: int | None) -> None:
         async with booted(prepared, self.log, self.settings.run.faults_path) as system:
             self._order_last_rites(system)
             async with trio.open_nursery() as nursery:
@@ -164,8 +170,6 @@ class Composition:
                     self._announce(system, ready)
                 await self._end.wait()
                 nursery.cancel_scope.cancel()
-        if self._failure:
-            raise BootError(self._failure)
 
     async def _start_doors(self, system: System, nursery: trio.Nursery) -> None:
         """Open mount and control socket, and see that every door answers."""

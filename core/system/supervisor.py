@@ -126,8 +126,9 @@ class SupervisorServer(Server):
         cause = cause.strip() or "unknown"
         decision = memory.decided[name] = self._decide(name, cause, orderly=orderly)
         self._store()
-        self._act()  # first of all: clients wait
+        self._spawn_due()  # first of all: clients wait
         self.task.log(f"{name} generation {generation} ended ({cause[:1000]}); {decision[:2000]}")
+        self._act()
         return decision
 
     def silent(self, name: str, generation: int, how: str) -> str:

@@ -176,6 +176,7 @@ class Confiner:
 
     def __init__(self) -> None:
         self.code = code_directories()
+        self._inherited = _highest_descriptor() + 1
         self._code_rules = -1
         self._filters: dict[tuple[str, bool, bool], bytes] = {}
         if landlock.version():
@@ -215,7 +216,7 @@ class Confiner:
         """
         _lead_nowhere()
         sys.dont_write_bytecode = True
-        _limit(declared)
+        _limit(declared, self._inherited)
         seccomp.forbid_new_privileges()
         if self._code_rules >= 0:
             self._restrict(declared)
@@ -237,7 +238,7 @@ class Confiner:
     def rehearse(self) -> None:
         """Do what `confine` does, to no effect; see `core.userlib.serving.rehearse`."""
         _lead_nowhere(())
-        _limit(Confinement(), apply=False)
+        _limit(Confinement(), self._inherited, apply=False)
         if self._code_rules >= 0:
             os.close(landlock.rule_set(self.code[:1]))
         capabilities.keep_only(-1)
@@ -287,11 +288,21 @@ def _lead_nowhere(numbers: tuple[int, ...] = (0, 1, 2)) -> None:
     os.close(null)
 
 
-def _limit(declared: Confinement, *, apply: bool = True) -> None:
-    """Set the limits of this process, soft and hard; without `apply`, look only."""
+def _highest_descriptor() -> int:
+    """Return the highest number of a descriptor that is open in this process."""
+    return max(int(name) for name in os.listdir("/proc/self/fd"))  # noqa: PTH208 - numbers only
+
+
+def _limit(declared: Confinement, inherited: int, *, apply: bool = True) -> None:
+    """Set the limits of this process, soft and hard; without `apply`, look only.
+
+    Args:
+        inherited: numbers of descriptors below this one do not count, because the host limits the
+            numbers: who started the system may have had many open, which lead nowhere here.
+    """
     limits = {
         resource.RLIMIT_AS: _virtual_size() + (declared.memory_mib << 20),
-        resource.RLIMIT_NOFILE: declared.descriptors,
+        resource.RLIMIT_NOFILE: inherited + declared.descriptors,
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_MEMLOCK: 0,
         resource.RLIMIT_MSGQUEUE: 0,

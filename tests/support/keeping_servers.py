@@ -105,6 +105,10 @@ class Deadly:
         if self.left <= 0:
             self._server.end()
 
+    def close(self) -> None:
+        """Unmap it."""
+        self.memory.close()
+
 
 class CountingServer(Server):
     """Counts. Options: `storm`, how many additions a life has at most; `forgetful`, no records."""

@@ -59,9 +59,11 @@ class Machine(RuleBasedStateMachine):
         self.requests = 0
 
     def teardown(self) -> None:
+        self.life.keeper.value.close()
         self.task.close()
 
     def reborn(self) -> None:
+        self.life.keeper.value.close()
         self.life = Life(self.task)
 
     def number(self) -> int:
