@@ -52,14 +52,26 @@ REGION_SIZE: Final = (KERNEL_SLOTS + TASK_SLOTS) * SLOT_SIZE
 """Octets of a transfer region, in address space; a page is used when something was in it."""
 WARM_SLOTS: Final = 16
 """Slots whose pages the kernel keeps when its part is idle; it gives back those of the others."""
-NAMES_LIMIT: Final = 65_536
+NAMES_LIMIT: Final = 16_384
 """Rights in one task's name space."""
 CALLS_LIMIT: Final = 4096
-"""Calls that one task may have under way."""
+"""Calls that one task may have under way, and likewise its messages without reply that wait."""
+WAITING_LIMIT: Final = 16 * 1024 * 1024
+"""Octets of one task's messages that the kernel may hold, in memory of its own."""
+LENT_LIMIT: Final = 256
+"""Descriptors that one task's messages may hold in the kernel's process."""
 TIMERS_LIMIT: Final = 1024
 """Timers that one task may have armed."""
 PORTS_LIMIT: Final = 4096
 """Ports that one task may hold the receive right of."""
+KEPT_DESCRIPTORS_LIMIT: Final = 128
+"""Descriptors that the kernel keeps for one task: its process has some thousands for all."""
+KEPT_RIGHTS_LIMIT: Final = 1024
+"""Rights that the kernel keeps for one task."""
+MEMORY_LIMIT: Final = 512 * 1024 * 1024
+"""Octets of a memory object that the kernel makes for a task."""
+MEMORY_OBJECTS_LIMIT: Final = 64
+"""Memory objects that a task may have open when it makes one."""
 POISON_LIMIT: Final = 3
 """Deaths of its server after which a request is withdrawn as poison."""
 

@@ -112,7 +112,8 @@ class Composition:
 
     def log(self, text: str) -> None:
         """Write a line into the system's log."""
-        line = f"{time.strftime('%H:%M:%S')} {text}"
+        first, *more = text.splitlines() or [""]  # only a new entry begins at a line's start
+        line = "\n    ".join([f"{time.strftime('%H:%M:%S')} {first}", *more])
         self.lines.append(line)
         with contextlib.suppress(OSError, ValueError):  # closed: nobody reads it any more
             if self._log_file.tell() > LOG_LIMIT:

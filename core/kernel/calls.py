@@ -8,10 +8,17 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, Final
 
-from core.abi import RightKind
+from core.abi import (
+    KEPT_DESCRIPTORS_LIMIT,
+    KEPT_RIGHTS_LIMIT,
+    MEMORY_LIMIT,
+    MEMORY_OBJECTS_LIMIT,
+    NAMES_LIMIT,
+    RightKind,
+)
 from core.errors import (
     AtollError,
     BadMessageError,
@@ -24,17 +31,18 @@ from core.userlib.interface import encode
 from core.userlib.kernel_calls import PRIVILEGED, KernelCalls, PortInfo, RightInfo, TaskInfo
 from core.userlib.line import Packet
 
+from .attempts import printable
 from .endings import Order
 from .kernel import Kernel
 from .ports import KernelRight, receive_right
+from .reports import memory_objects_of
 from .tasks import KernelTask, Placement
 
 if TYPE_CHECKING:
     from .line import KernelLine
 
-_MEMORY_LIMIT: Final = 1 << 40
-_KEPT_LIMIT: Final = 1024
 _TEXT_LIMIT: Final = 4096
+_LABEL_LIMIT: Final = 1024
 _F_ADD_SEALS: Final = 1033
 _SEALS: Final = 0x1 | 0x2 | 0x4 | 0x8
 """F_SEAL_SEAL, SHRINK, GROW and WRITE (fcntl(2))."""
@@ -105,8 +113,18 @@ def _mint(_: Kernel, task: KernelTask, __: Packet, name: int, badge: int, mask: 
     right = task.right(name)
     if not (0 <= badge < 1 << 64 and 0 <= mask < 1 << 64):
         raise BadMessageError("badge and mask are unsigned 64-bit numbers")
+    if right.kind is not RightKind.RECEIVE and badge not in (0, right.badge):
+        raise WrongRightError("only the receiver of a port chooses badges")
+    _room_for_badges(right)
     chosen = badge if right.kind is RightKind.RECEIVE else None
     return _Given(right.derive(RightKind.SEND, mask, chosen))
+
+
+def _room_for_badges(right: KernelRight) -> None:
+    """LimitError when a receiver lets too many vanished badges wait and wants to make more."""
+    waiting = len(right.port.told) + len(right.port.gone)
+    if right.kind is RightKind.RECEIVE and waiting >= NAMES_LIMIT:
+        raise LimitError(f"{NAMES_LIMIT} badges that are gone have not been dealt with")
 
 
 def _mint_once(_: Kernel, task: KernelTask, __: Packet, name: int, badge: int) -> _Given:
@@ -115,6 +133,7 @@ def _mint_once(_: Kernel, task: KernelTask, __: Packet, name: int, badge: int) -
     right = task.right(name)
     if right.kind is not RightKind.RECEIVE:
         raise WrongRightError("send-once rights are made by the receiver")
+    _room_for_badges(right)
     return _Given(right.derive(RightKind.SEND_ONCE, badge=badge))
 
 
@@ -166,9 +185,12 @@ def _inspect(_: Kernel, task: KernelTask, __: Packet, name: int) -> RightInfo:
     return right_info(name, task.right(name))
 
 
-def _create_memory(_: Kernel, __: KernelTask, ___: Packet, size: int) -> _Given:
-    if not 0 <= size <= _MEMORY_LIMIT:
-        raise LimitError(f"a memory object has up to {_MEMORY_LIMIT} octets")
+def _create_memory(_: Kernel, task: KernelTask, __: Packet, size: int) -> _Given:
+    if not 0 <= size <= MEMORY_LIMIT:
+        raise LimitError(f"a memory object has up to {MEMORY_LIMIT} octets")
+    pid = task.engine.pid if task.engine is not None else 0
+    if memory_objects_of(pid) >= MEMORY_OBJECTS_LIMIT:
+        raise LimitError(f"task {task.name} has {MEMORY_OBJECTS_LIMIT} memory objects open")
     number = os.memfd_create("atoll-memory", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(number, size)
@@ -185,15 +207,15 @@ def _seal(_: Kernel, __: KernelTask, packet: Packet) -> None:
         raise WrongRightError(f"the memory object cannot be sealed: {error.strerror}") from None
 
 
-def _room_to_keep(task: KernelTask, label: str) -> None:
-    if len(label) > _TEXT_LIMIT or len(task.kept) + len(task.kept_rights) >= _KEPT_LIMIT:
-        raise LimitError(
-            f"task {task.name} keeps {_KEPT_LIMIT} things, under labels of {_TEXT_LIMIT}"
-        )
+def _room_to_keep(label: str, kept: Collection[str], limit: int) -> None:
+    if len(label) > _LABEL_LIMIT:
+        raise LimitError(f"a label has up to {_LABEL_LIMIT} characters")
+    if len(kept) >= limit and label not in kept:
+        raise LimitError(f"{limit} of these are kept for the task already")
 
 
 def _keep(_: Kernel, task: KernelTask, packet: Packet, label: str) -> None:
-    _room_to_keep(task, label)
+    _room_to_keep(label, task.kept, KEPT_DESCRIPTORS_LIMIT)
     task.keep(label, packet.descriptors.pop())
 
 
@@ -206,7 +228,7 @@ def _kept(_: Kernel, task: KernelTask, __: Packet, label: str) -> _Given:
 
 def keep_right(task: KernelTask, label: str, right: KernelRight) -> None:
     """Keep a copy of a right; what was kept under the label is released."""
-    _room_to_keep(task, label)
+    _room_to_keep(label, task.kept_rights, KEPT_RIGHTS_LIMIT)
     kept = right.derive()
     old = task.kept_rights.pop(label, None)
     if old is not None:
@@ -249,7 +271,7 @@ def forget(task: KernelTask, label: str) -> None:
 def lost(kernel: Kernel, task: KernelTask, detail: str) -> None:
     """Have each client of the task's main port told once."""
     assert task.main_port is not None
-    kernel.log(f"{task.name} lost something: {detail[:_TEXT_LIMIT]}")
+    say(task, f"lost something: {detail}")
     kernel.lost(task.main_port, task.names[1], detail[:_TEXT_LIMIT])
 
 
@@ -271,8 +293,13 @@ def _disarm(kernel: Kernel, task: KernelTask, _: Packet, timer: int) -> None:
     kernel.disarm(task, timer)
 
 
-def _log(kernel: Kernel, task: KernelTask, _: Packet, text: str) -> None:
-    kernel.log(f"{task.name}: {text[:_TEXT_LIMIT]}")
+def say(task: KernelTask, text: str) -> None:
+    """Write a line of a task's into the log."""
+    task.voice.say(text, trusted=task.kernel_mask == FULL_MASK)
+
+
+def _log(_: Kernel, task: KernelTask, __: Packet, text: str) -> None:
+    say(task, text)
 
 
 def named_task(kernel: Kernel, name: str) -> KernelTask:
@@ -299,7 +326,7 @@ def kill(kernel: Kernel, name: str, generation: int, reason: str) -> None:
         task.engine.stop()
         return
     hung = task.hung
-    kernel.kill(task, Order(reason[:_TEXT_LIMIT], hung is not None and hung.blames))
+    kernel.kill(task, Order(printable(reason, _TEXT_LIMIT), hung is not None and hung.blames))
 
 
 def _kill(

@@ -32,7 +32,7 @@ from core.userlib.kernel_calls import KernelCalls
 from core.userlib.server import Forward, Server, cause_of, handlers_of, hooks_of
 from core.userlib.task import Task, operations_mask
 
-from .calls import drop, forget, keep_right, kept_labels, kill, lost, named_task
+from .calls import drop, forget, keep_right, kept_labels, kill, lost, named_task, say
 from .cargo import arguments_of, carry, give_back, give_objects
 from .endings import Evidence, Order, ending_of
 from .kernel import Kernel, check_forward, forward_failed
@@ -174,7 +174,7 @@ class ColocatedTask(Task):
         self._kernel.disarm(self.place, timer)
 
     def log(self, text: str) -> None:  # noqa: D102
-        self._kernel.log(f"{self.name}: {text}")
+        say(self.place, text)
 
     def spawn(self, name: str) -> None:  # noqa: D102
         self._privileged("spawn")
@@ -465,7 +465,7 @@ class Colocated:
         try:
             handler(value)
         except AtollError as error:
-            self._kernel.log(f"{self.task.name}: {error.detail}")
+            say(self.task, error.detail)
         except Exception as error:  # noqa: BLE001 - any exception of the server is its fault
             self._note(error, 0)
             return False

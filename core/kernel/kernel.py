@@ -35,7 +35,7 @@ from core.errors import (
 )
 from core.userlib.interface import Interface, Operation
 
-from .attempts import Attempts
+from .attempts import Attempts, printable
 from .cargo import carry, check_receiver
 from .endings import Death, Ending, Order
 from .ports import KernelRight, Port, receive_right
@@ -43,6 +43,7 @@ from .requests import Reply, Request, Waiter
 from .suspicion import LOOK_S, Trial, put_first, suspects_of
 from .tasks import Engine, KernelTask, Placement, Program, State, TaskTable
 from .timers import Timers
+from .voice import Voice
 
 Log = Callable[[str], None]
 _now = time.monotonic
@@ -83,6 +84,7 @@ class Kernel:
         """Make a task with its main port; nothing runs yet."""
         task = self.tasks.add(program)
         task.attempts = Attempts(task.name, self.log, self.timers.clock)
+        task.voice = Voice(task.name, self.log, self.timers.clock)
         port = self.create_port(task, program.name, interface)
         task.main_port = port
         task.names[1] = receive_right(port)
@@ -92,7 +94,7 @@ class Kernel:
         """Make a port that `task` receives from. LimitError at PORTS_LIMIT."""
         if len(task.ports) >= PORTS_LIMIT:
             raise LimitError(f"task {task.name} has {PORTS_LIMIT} ports")
-        port = Port(self._next_port(), label, interface, task)
+        port = Port(self._next_port(), printable(label), interface, task)
         port.end = functools.partial(self.destroy_port, port)
         self.ports[port.id] = port
         task.ports.add(port)

@@ -44,6 +44,7 @@ from core.userlib.confine import Confinement
 from core.userlib.interface import Bulk, encode
 from core.userlib.line import ANCILLARY_SIZE, Packet, Region, Slots, aligned, descriptors_in
 
+from .burden import SMALL
 from .calls import serve_kernel_call
 from .cargo import check_bulk, enter, keep_copies, leave, load, read_error, read_reply, unload
 from .endings import Ending, Evidence, Order, ending_of
@@ -53,7 +54,7 @@ from .outbox import SEND_FLAGS, Outbox, short_header
 from .ports import Port
 from .reports import Reports, listen, stop_listening
 from .requests import Reply, Request, Waiter
-from .tasks import KernelTask, Placement
+from .tasks import KernelTask, Placement, State
 
 if TYPE_CHECKING:
     from core.userlib.last_stack import LastStack
@@ -115,6 +116,7 @@ class KernelLine:
         self.evidence = Evidence()
         self._orphaned = False
         self.heard = True
+        self._asked = 0
         self.declared: Confinement | None = None  # what the task confines itself to; set by boot
         self.reports: Reports | None = None
         self.closed = False
@@ -205,7 +207,7 @@ class KernelLine:
             return False
         spec = right.port.interface.OPERATIONS[operation]
         calls = task.calls
-        if not spec.simple or number in calls or len(calls) >= CALLS_LIMIT:
+        if not spec.simple or number in calls or len(calls) >= CALLS_LIMIT or size > SMALL:
             return False
         fields = bytes(self._view[HEADER_SIZE:size])
         request = Request(number, spec, right, task, self, None, fields)
@@ -279,12 +281,18 @@ class KernelLine:
             if right.kind is RightKind.RECEIVE:
                 right.port.told.pop(packet.request, None)
         elif kind == Kind.READY:
+            if task.state is not State.STARTING:
+                raise BadMessageError("a task is ready once")
             listen(self, packet.descriptors, self._rim)
             self.kernel.ready(task)
         elif kind == Kind.FAULT:
             note_fault(task, self.evidence, packet)
         elif kind != Kind.PONG:
             raise BadMessageError(f"a task does not send packets of kind {kind}")
+        elif self._asked > 0:
+            self._asked -= 1
+        else:
+            raise BadMessageError("a sign of life that was not asked for")
 
     def _request(self, packet: Packet) -> None:
         task = self.task
@@ -309,6 +317,7 @@ class KernelLine:
         if wants_reply:
             self._enter(packet, request)
         try:
+            request.weigh(len(fields) + len(packet.bulk), len(packet.descriptors))
             if packet.rights:
                 request.rights = load(task, packet.rights)
             request.descriptors, packet.descriptors = tuple(packet.descriptors), []
@@ -452,7 +461,9 @@ class KernelLine:
 
     def ping(self) -> bool:
         """Ask for a sign of life; False when the task has not read what it was sent before."""
-        return not self._outbox and self._outbox.send([short_header(Kind.PING, 0)])
+        asked = not self._outbox and self._outbox.send([short_header(Kind.PING, 0)])
+        self._asked += asked
+        return asked
 
     def replied(self, request: Request, reply: Reply) -> None:
         """Send a reply to the client that is this task (`ClientEnd`)."""

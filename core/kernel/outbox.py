@@ -13,15 +13,13 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from core.abi import HEADER, NO_SLOT, Kind
+from core.abi import HEADER, LENT_LIMIT, NO_SLOT, WAITING_LIMIT, Kind
 from core.userlib.interface import Bulk
 
 from .cargo import duplicates
 
 PACKETS_LIMIT: Final = 4096
 """Packets that wait for a task to read."""
-LENT_LIMIT: Final = 256
-"""The same, when the next packet carries descriptors: these are scarce in the kernel's process."""
 SEND_FLAGS: Final = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 
 
@@ -36,6 +34,7 @@ class Outbox:
     def __init__(self, connection: socket.socket, blocked: Callable[[], None]) -> None:
         self._socket = connection
         self._blocked = blocked
+        self._octets = self._lent = 0
         self._waiting: collections.deque[tuple[Sequence[Bulk], tuple[int, ...]]] = (
             collections.deque()
         )
@@ -63,9 +62,13 @@ class Outbox:
         """Send a packet now or as soon as the task reads; False when too many wait already."""
         if not self._waiting and self.send(parts, descriptors):
             return True
-        if len(self._waiting) >= (LENT_LIMIT if descriptors else PACKETS_LIMIT):
+        octets, lent = self._octets + _size(parts), self._lent + len(descriptors)
+        if len(self._waiting) >= PACKETS_LIMIT or octets > WAITING_LIMIT:
+            return False
+        if descriptors and lent > LENT_LIMIT:
             return False
         self._waiting.append((list(parts), duplicates(descriptors)))
+        self._octets, self._lent = octets, lent
         return True
 
     def flush(self) -> bool:
@@ -75,6 +78,8 @@ class Outbox:
             if not self.send(parts, descriptors):
                 return False
             self._waiting.popleft()
+            self._octets -= _size(parts)
+            self._lent -= len(descriptors)
             for number in descriptors:
                 os.close(number)
         return True
@@ -85,6 +90,10 @@ class Outbox:
             for number in descriptors:
                 os.close(number)
         self._waiting.clear()
+
+
+def _size(parts: Sequence[Bulk]) -> int:
+    return sum(len(part) for part in parts)
 
 
 def short_header(

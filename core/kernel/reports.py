@@ -29,6 +29,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from core.abi import MEMORY_OBJECTS_LIMIT
 from core.errors import BadMessageError
 from core.userlib.confine import code_directories
 from core.userlib.system_calls import AUDIT_ARCHITECTURES, MACHINE, NAMES
@@ -44,8 +45,6 @@ REPORTS_BURST: Final = 256
 REPORTS_PER_S: Final = 500.0
 ATTEMPTS_LIMIT: Final = 1000
 """Refused system calls of one incarnation, after which it is ended as hostile."""
-MEMORY_OBJECTS_LIMIT: Final = 64
-"""Memory objects that a task may have open when it makes one; each as large as a file may be."""
 _DEFER_S: Final = 0.02
 
 _RECEIVE: Final = 0xC050_2100
@@ -117,6 +116,17 @@ def stop_listening(line: KernelLine) -> None:
     if line.reports is not None:
         line.reports.close()
     line.task.attempts.settle()
+    line.task.voice.settle()
+
+
+def memory_objects_of(pid: int) -> int:
+    """Return how many memory objects a process has open."""
+    held = 0
+    with contextlib.suppress(OSError):
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                held += str(entry.readlink()).startswith("/memfd:")
+    return held
 
 
 class _Listener(io.FileIO):
@@ -256,10 +266,7 @@ class Reports:
 
     def _make_memory(self, call: Call) -> bool:
         """Let a task make a memory object, as long as it has few of them open."""
-        held = 0
-        for entry in Path(f"/proc/{self._line.pid}/fd").iterdir():
-            with contextlib.suppress(OSError):
-                held += str(entry.readlink()).startswith("/memfd:")
+        held = memory_objects_of(self._line.pid)
         return held < MEMORY_OBJECTS_LIMIT and self._let_go_on(call)
 
     def _signal(self, call: Call) -> bool:

@@ -100,6 +100,7 @@ class Request:
     hops = 0
     on_end: Callable[[], None] | None = None
     timer: Timer | None = None
+    weight: tuple[int, int] | None = None
 
     def __init__(
         self,
@@ -126,6 +127,12 @@ class Request:
         self.client_end = client_end
         self._arguments = arguments
         self._fields = fields
+
+    def weigh(self, octets: int, descriptors: int) -> None:
+        """Have the client bear what this request holds, until it ends. LimitError."""
+        if self.client is not None:
+            self.client.burden.take_up(octets, descriptors)
+            self.weight = (octets, descriptors)
 
     @property
     def wants_reply(self) -> bool:
@@ -174,7 +181,7 @@ class Request:
             else:
                 self.client_end.replied(self, reply)
         finally:
-            if not self.spec.simple or self.timer is not None:
+            if not self.spec.simple or self.timer is not None or self.weight is not None:
                 self.end()
 
     def refuse(self, error: AtollError) -> None:
@@ -192,6 +199,9 @@ class Request:
         for number in self.descriptors:
             os.close(number)
         self.rights = self.descriptors = ()
+        if self.weight is not None and self.client is not None:
+            self.client.burden.put_down(*self.weight)
+            self.weight = None
         if self.on_end is not None:
             self.on_end()
             self.on_end = None

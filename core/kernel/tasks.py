@@ -26,6 +26,7 @@ import msgspec
 from core.abi import NAMES_LIMIT, RightKind, TaskId
 from core.errors import LimitError, NoRightError
 
+from .burden import Burden
 from .endings import RECENT_MESSAGES
 from .outages import Outages
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from .ports import KernelRight, Port
     from .requests import Request, Waiter
     from .timers import Timer
+    from .voice import Voice
 
 FIRST_FREE_NAME: Final = 2
 LAST_WORDS: Final = 32
@@ -125,10 +127,12 @@ class KernelTask:
     """A place in the task table. See the module head.
 
     `version` counts the versions of its code that were tried; the one it was booted with is 1.
-    `attempts` is what its incarnations tried that they may not; set by the kernel that enters it.
+    `attempts` is what its incarnations tried that they may not, `voice` what they write into the
+    log; set by the kernel that enters it. `burden` is what its messages cost the kernel.
     """
 
     attempts: Attempts
+    voice: Voice
 
     def __init__(self, task_id: TaskId, program: Program, badge: int) -> None:
         self.id = task_id
@@ -142,6 +146,7 @@ class KernelTask:
         self.names: dict[int, KernelRight] = {}
         self.grants: dict[str, int] = {}
         self.calls: dict[int, Request] = {}
+        self.burden = Burden()
         self.timers: dict[int, Timer] = {}
         self.kept: dict[str, int] = {}
         self.kept_rights: dict[str, KernelRight] = {}
