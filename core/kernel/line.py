@@ -292,7 +292,7 @@ class KernelLine:
         elif self._asked > 0:
             self._asked -= 1
         else:
-            raise BadMessageError("a sign of life that was not asked for")
+            task.attempts.add("PONG", "a sign of life that was not asked for: ignored")
 
     def _request(self, packet: Packet) -> None:
         task = self.task

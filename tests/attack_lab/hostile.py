@@ -16,10 +16,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar, Final
 
-from core.userlib.interface import Interface, operation
+from core.errors import AtollError
+from core.userlib.interface import Bulk, Descriptor, Interface, operation
+from core.userlib.isolated import IsolatedTask
 from core.userlib.server import Server
 from core.userlib.system_calls import NUMBERS
 from core.userlib.task import Task
+
+from .misuses import MISUSES
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
@@ -39,6 +43,22 @@ class Hostile(Interface):
     @operation
     async def attempt(self, name: str, target: str, pid: int) -> str:
         """Try a way out; "" if it succeeded, else how it was refused."""
+
+    @operation
+    async def misuse(self, name: str, number: int) -> str:
+        """Try a way past the kernel's tables; "" if it succeeded, else what stopped it.
+
+        Args:
+            number: of somebody else's request.
+        """
+
+    @operation
+    async def take(self, file: Descriptor) -> None:
+        """Close a descriptor."""
+
+    @operation
+    async def swallow(self, data: Bulk) -> None:
+        """Forget octets."""
 
     @operation
     async def alive(self) -> int:
@@ -171,6 +191,27 @@ class HostileServer(Server):
         ) as error:
             return f"{type(error).__name__}: {error}"
         return ""
+
+    def misuse(self, name: str, number: int) -> str:
+        """See `Hostile.misuse`."""
+        if self.request.redelivered:
+            return "ended: the kernel ended the incarnation that did it"
+        try:
+            if isinstance(self.task, IsolatedTask):
+                return MISUSES[name].isolated(self.task, self.request.id, number)
+            MISUSES[name].promoted(self.task, number)
+        except AtollError as error:
+            return f"{type(error).__name__}: {error.detail}"
+        except OSError as error:
+            return f"{type(error).__name__}: {error}"
+        return ""
+
+    def take(self, file: Descriptor) -> None:
+        """See `Hostile.take`."""
+        file.close()
+
+    def swallow(self, data: Bulk) -> None:
+        """See `Hostile.swallow`."""
 
     def alive(self) -> int:
         """See `Hostile.alive`."""
