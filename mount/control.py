@@ -11,6 +11,7 @@ import msgspec
 
 from core.abi import Right
 from core.kernel.audit import Audit
+from core.kernel.trusted import Loaded
 from core.system.faults import FaultCount, FaultRecord
 from core.userlib.interface import Descriptor, Interface, operation
 from core.userlib.kernel_calls import Outage, PortInfo, Restarted, TaskInfo
@@ -32,6 +33,23 @@ class Status(msgspec.Struct, frozen=True):
     boot_id: int
     servers_running: int
     servers: int
+
+
+class Attempted(msgspec.Struct, frozen=True, array_like=True):
+    """What a server tried that it may not, over all its incarnations.
+
+    Attributes:
+        kinds: how often what was tried: system calls, and errors that only a mistake or an attacker
+            gets.
+        newest: the last ones in words, oldest first.
+        unwritten: attempts that were counted but not written into the log.
+        unsaid: lines of its own that were not.
+    """
+
+    kinds: dict[str, int]
+    newest: list[str]
+    unwritten: int
+    unsaid: int
 
 
 class Control(Interface):
@@ -114,3 +132,11 @@ class Control(Interface):
     @operation
     async def port_of(self, server: str) -> Right:
         """Return a right to any server's port, for tests and tools of the system's owner."""
+
+    @operation(idempotent=True)
+    async def loaded(self) -> Loaded:
+        """Return what runs unconfined: the modules of the kernel's process, and where to begin."""
+
+    @operation(idempotent=True)
+    async def attempts(self, server: str) -> Attempted:
+        """Return what a server's incarnations tried that they may not."""

@@ -6,13 +6,15 @@ import collections
 import errno
 import os
 from collections.abc import Callable
+from typing import Final
 
 from core.abi import Right
 from core.errors import Refused, TaskError
 from core.kernel.audit import Audit, audit
 from core.kernel.calls import port_infos, task_infos
 from core.kernel.endings import Order
-from core.kernel.tasks import KernelTask
+from core.kernel.tasks import KernelTask, Placement
+from core.kernel.trusted import Loaded, loaded
 from core.system.boot import System
 from core.system.faults import FaultCount, FaultRecord
 from core.userlib.interface import Descriptor
@@ -20,7 +22,10 @@ from core.userlib.kernel_calls import Outage, PortInfo, Restarted, TaskInfo
 from core.userlib.server import Server
 from core.userlib.task import Task
 
-from .control import Control, Status
+from .control import Attempted, Control, Status
+
+UNCONFINED: Final = ("mount.composition",)
+"""What runs in the kernel's process begins here, but for promoted servers."""
 
 
 class ControlServer(Server):
@@ -116,6 +121,23 @@ class ControlServer(Server):
     def audit(self) -> list[Audit]:
         """Say what every server holds and may do."""
         return audit(self._system.kernel)
+
+    def loaded(self) -> Loaded:
+        """Say what runs unconfined."""
+        promoted = [
+            task.program.server.partition(":")[0]
+            for task in self._system.kernel.tasks
+            if task.program.placement is Placement.COLOCATED and task.program.server
+        ]
+        return loaded([*UNCONFINED, *promoted])
+
+    def attempts(self, server: str) -> Attempted:
+        """Say what a server tried."""
+        task = self._server(server)
+        found = task.attempts
+        return Attempted(
+            dict(found.kinds), list(found.newest), found.suppressed, task.voice.suppressed
+        )
 
     def log(self, lines: int) -> list[str]:
         """Return the log's last lines."""

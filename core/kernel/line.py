@@ -178,21 +178,9 @@ class KernelLine:
         These are most packets, and this is the way they go quickly. Returns False, with nothing
         changed, for everything else and for everything that is wrong: `_take` looks closer.
         """
-        (
-            kind,
-            _,
-            operation,
-            name,
-            number,
-            _,
-            fields_size,
-            bulk,
-            _,
-            room,
-            deadline,
-            rights,
-            lent,
-        ) = _unpack(self._buffer)
+        kind, _, operation, name, number, _, fields_size, bulk, _, room, deadline, rights, lent = (
+            _unpack(self._buffer)
+        )
         if bulk or room or deadline or rights or lent or HEADER_SIZE + fields_size != size:
             return False
         if kind == _REPLY:

@@ -33,6 +33,7 @@ from core.kernel.line import KernelLine
 from core.kernel.rim import Rim
 from core.kernel.tasks import KernelTask, Placement, Program, State
 from core.kernel.zygote import start_zygote
+from core.userlib.confine import lacks
 from core.userlib.interface import Interface, encode
 from core.userlib.isolated import Birth
 from core.userlib.last_stack import LastStack
@@ -346,6 +347,8 @@ class System:
         self.zygotes.first.watch()
         nursery.start_soon(self.rim.run)
         self.mending.start(nursery)
+        for lack in lacks():
+            self.kernel.log(f"this host lacks {lack}")
         order = self.description.start_order()
         try:
             for name in order:

@@ -14,6 +14,7 @@ from .parser import Commands, count
 
 if TYPE_CHECKING:
     from core.system.faults import FaultCount, FaultMessage, FaultRecord
+    from mount.control import Attempted
 
 _DEFAULT_LAST = 5
 _NOTABLE = ("poison", "blamed", "suspect")
@@ -27,8 +28,9 @@ def register(commands: Commands) -> None:
         "say why a server's incarnations ended",
         "Without a server: a line for each. With one: the cause of each end, the requests blamed\n"
         "for it, the last messages, the trace, what was decided, and how long it took until the\n"
-        "server served again. The same is in the file `faults` of the run directory, one JSON\n"
-        "object a line; of a system that has died, it is read from there.\n\n"
+        "server served again. What the server tried and may not stands before them. The same, but\n"
+        "for that, is in the file `faults` of the run directory, one JSON object a line; of a\n"
+        "system that has died, it is read from there.\n\n"
         "examples:\n  atoll kill fs; atoll why fs\n  atoll why fs --last 1 --json",
     )
     parser.add_argument("server", nargs="?", default="", help="its name in `atoll ps`")
@@ -51,8 +53,21 @@ def why(arguments: argparse.Namespace) -> int:
             return 0
         numbers = ask(system.fault_numbers(arguments.server))
         found = [ask(system.fault(number)) for number in numbers[-arguments.last :]]
+        attempts = ask(system.attempts(arguments.server))
+    if not arguments.json:
+        _show_attempts(attempts)
     _show(arguments.server, found, len(numbers), as_json=arguments.json)
     return 0
+
+
+def _show_attempts(found: Attempted) -> None:
+    """Say what the server tried and may not, if it did."""
+    if found.kinds:
+        kinds = ", ".join(f"{kind} {count} times" for kind, count in found.kinds.items())
+        say(f"tried what it may not: {kinds}")
+        say(f"   the last   {found.newest[-1]}")
+    if found.unwritten or found.unsaid:
+        say(f"   not in the log: {found.unwritten} attempts, {found.unsaid} lines of its own")
 
 
 def _dead_system(name: str) -> RunDirectory | None:
