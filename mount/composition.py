@@ -62,7 +62,8 @@ class FrontEndServer(Server):
 
     async def run(self) -> None:
         """Mount and serve until the system ends or somebody unmounts."""
-        from .fuse_session import MountOptions, serve  # after the zygote's fork
+        from .fuse_session import serve  # after the zygote's fork
+        from .mount_options import MountOptions
 
         composition = self._composition
         fs = self.task.connect(FileSystem, "fs")

@@ -14,7 +14,7 @@ it likes. All its own changes pass through it; other clients' changes are taken 
 
 Identity: a node id is an inode number, a file handle is an inode number with a flag bit. Both mean
 the same after the file server's restart, and need no table here. What is kept for an inode
-(`KnownInode`) is a cache, and goes when the kernel forgets the inode.
+(`ShownInode`) is a cache, and goes when the kernel forgets the inode.
 
 Invariants:
 
@@ -27,23 +27,19 @@ Invariants:
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import functools
 import os
 import stat
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, TypeVar
+from collections.abc import Iterable, Sequence
 
 import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, SetattrFields
 from typing_extensions import override
 
-from core.abi import BULK_LIMIT
 from core.errors import Refused
 from core.userlib.interface import Bulk
 from fs_server.interface import (
-    XATTR_SIZE_LIMIT,
     Attributes,
     Caller,
     Changes,
@@ -51,29 +47,14 @@ from fs_server.interface import (
     FileSystem,
 )
 
+from .file_operations import APPEND, INODE_BITS, ROOT, FileOperations
 from .fuse_failures import complete, failure, guard_handlers
-from .known_inode import CACHE_S, ENTRY_SHORTLY_S, NOTHING_ABSENT, KnownInode
-
-ROOT: Final = Caller(0, 0, (), 0)
-APPEND: Final = 1 << 62
-"""In a file handle: the file was opened with O_APPEND."""
-INODE_BITS: Final = APPEND - 1
-LISTING_LIMIT: Final = 128
-"""Entries asked for at once: with the longest names they still fit into one message."""
-CALLERS_LIMIT: Final = 1024
-ANSWERS_LIMIT: Final = 64
-
-T = TypeVar("T")
-
-
-def _refuse_acl(name: bytes) -> None:
-    """Refuse access control lists: stored, but not enforced, they would be a lie."""
-    if name.startswith(b"system."):
-        raise FUSEError(errno.EOPNOTSUPP)
+from .known_inode import CACHE_S, ENTRY_SHORTLY_S
+from .shown_inode import ShownInode
 
 
 @guard_handlers
-class FrontEnd(pyfuse3.Operations):
+class FrontEnd(FileOperations[ShownInode], pyfuse3.Operations):
     """The handlers of one mount.
 
     Args:
@@ -86,19 +67,11 @@ class FrontEnd(pyfuse3.Operations):
     enable_acl = False
 
     def __init__(self, fs: FileSystem, *, writeback: bool = False) -> None:
-        self.enable_writeback_cache = writeback
-        self.initialised: Callable[[], None] = lambda: None
-        self.stale: Callable[[int], None] = lambda inode: None
-        """Called when the kernel's cached data of an inode is known to be wrong."""
-        self._fs = fs
-        self._known: dict[int, KnownInode] = {}
-        self._callers: dict[tuple[int, int], Caller] = {(0, 0): ROOT}
+        super().__init__(fs, writeback=writeback)
         self._info = FileInfo(keep_cache=True)
         self._missing = EntryAttributes()
         self._missing.entry_timeout = CACHE_S
         self._missing.st_ino = 0
-        self._turn = 0
-        self._listed: dict[tuple[int, int], tuple[int, list[Entry]]] = {}
 
     # What is remembered
 
@@ -110,27 +83,15 @@ class FrontEnd(pyfuse3.Operations):
     def _show(self, attributes: Attributes) -> EntryAttributes:
         known = self._known.get(attributes.inode)
         if known is None:
-            known = self._known[attributes.inode] = KnownInode(self._missing.entry_timeout)
+            known = self._known[attributes.inode] = ShownInode(self._missing.entry_timeout)
         return known.show(attributes)
 
-    def changed(self, inode: int, *, data: bool) -> None:
-        """Forget what another client may have changed of an inode."""
-        self._turn += 1
-        known = self._known.get(inode)
-        if known is not None:
-            known.attributes = None
-            known.absent = NOTHING_ABSENT
-            known.moved = known.moved or data
-
+    @override
     def keep_entries_shortly(self) -> None:
         """Let the host's kernel keep entries for a moment only: it cannot be told to drop them."""
         self._missing.entry_timeout = ENTRY_SHORTLY_S
         for known in self._known.values():
             known.entry.entry_timeout = ENTRY_SHORTLY_S
-
-    def known_inodes(self) -> list[int]:
-        """Return the inodes that the host's kernel may have cached."""
-        return list(self._known)
 
     @override
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
@@ -138,41 +99,9 @@ class FrontEnd(pyfuse3.Operations):
         for inode, _ in inode_list:
             self._known.pop(inode, None)
 
-    async def _alter(self, call: Awaitable[T]) -> T:
-        """Make a call that changes something, and distrust afterwards what was read before."""
-        try:
-            return await call
-        finally:
-            self._turn += 1
-
-    # Who asks
-
-    def _caller(self, ctx: RequestContext) -> Caller:
-        key = (ctx.uid, ctx.gid)
-        caller = self._callers.get(key)
-        if caller is None:
-            if len(self._callers) >= CALLERS_LIMIT:
-                self._callers.clear()
-            caller = self._callers[key] = Caller(ctx.uid, ctx.gid, (), 0)
-        return caller
-
-    async def _make(
-        self, ctx: RequestContext, call: Callable[[Caller], Awaitable[Attributes]]
-    ) -> Attributes:
-        """Make something that will be the caller's, with its groups if it takes them."""
-        caller = self._caller(ctx)
-        try:
-            return await call(caller)
-        except Refused as refusal:
-            if not caller.uid or refusal.errno not in {errno.EACCES, errno.EPERM}:
-                raise
-            with contextlib.suppress(OSError, RuntimeError, ValueError):
-                groups = tuple(sorted(pyfuse3.get_sup_groups(ctx.pid)))
-                if groups:
-                    return await call(Caller(ctx.uid, ctx.gid, groups, 0))
-            raise
-        finally:
-            self._turn += 1
+    @override
+    def _groups(self, pid: int) -> Iterable[int]:
+        return pyfuse3.get_sup_groups(pid)
 
     # Names
 
@@ -197,7 +126,7 @@ class FrontEnd(pyfuse3.Operations):
         make = functools.partial(
             self._fs.mknod, parent=parent_inode, name=name, mode=mode, device=rdev
         )
-        return self._show(await self._make(ctx, make))
+        return self._show(await self._make(ctx.uid, ctx.gid, ctx.pid, make))
 
     @override
     async def mkdir(
@@ -205,7 +134,7 @@ class FrontEnd(pyfuse3.Operations):
     ) -> EntryAttributes:
         """Make a directory."""
         make = functools.partial(self._fs.mkdir, parent=parent_inode, name=name, mode=mode & 0o7777)
-        return self._show(await self._make(ctx, make))
+        return self._show(await self._make(ctx.uid, ctx.gid, ctx.pid, make))
 
     @override
     async def symlink(
@@ -213,7 +142,7 @@ class FrontEnd(pyfuse3.Operations):
     ) -> EntryAttributes:
         """Make a symbolic link."""
         make = functools.partial(self._fs.symlink, parent=parent_inode, name=name, target=target)
-        return self._show(await self._make(ctx, make))
+        return self._show(await self._make(ctx.uid, ctx.gid, ctx.pid, make))
 
     @override
     async def link(
@@ -306,7 +235,7 @@ class FrontEnd(pyfuse3.Operations):
     @override
     async def access(self, inode: int, mode: int, ctx: RequestContext) -> bool:
         """Return if the caller may. Not asked under `default_permissions`."""
-        groups = tuple(sorted(pyfuse3.get_sup_groups(ctx.pid)))
+        groups = tuple(sorted(self._groups(ctx.pid)))
         try:
             await self._fs.access(Caller(ctx.uid, ctx.gid, groups, 0), inode, mode)
         except Refused as refusal:
@@ -355,7 +284,7 @@ class FrontEnd(pyfuse3.Operations):
         make = functools.partial(
             self._fs.create, parent=parent_inode, name=name, mode=mode & 0o7777, flags=flags
         )
-        attributes = await self._make(ctx, make)
+        attributes = await self._make(ctx.uid, ctx.gid, ctx.pid, make)
         return self._opened(attributes.inode, flags), self._show(attributes)
 
     @override
@@ -372,15 +301,7 @@ class FrontEnd(pyfuse3.Operations):
     async def read(self, fh: int, off: int, size: int) -> Bulk:  # type: ignore[override]
         """Return octets, fewer only at the end of the file."""
         try:
-            if size <= BULK_LIMIT:
-                return await self._fs.read(fh & INODE_BITS, off, size)
-            parts = []
-            while size > 0:
-                part = bytes(await self._fs.read(fh & INODE_BITS, off, min(size, BULK_LIMIT)))
-                parts.append(part)
-                off += len(part)
-                size = size - len(part) if len(part) == BULK_LIMIT else 0
-            return b"".join(parts)
+            return await self._read(fh & INODE_BITS, off, size)
         except Exception as error:  # noqa: BLE001 - invariant 1
             raise failure("read", error) from None
 
@@ -389,34 +310,9 @@ class FrontEnd(pyfuse3.Operations):
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         """Write octets and return their count."""
         try:
-            if fh & APPEND:
-                fh &= INODE_BITS
-                off = await self._end(fh, off)
-            if len(buf) <= BULK_LIMIT:
-                done = await self._fs.write(ROOT, fh, off, buf)
-            else:
-                view, done = memoryview(buf), 0
-                while done < len(buf):
-                    part = view[done : done + BULK_LIMIT]
-                    done += await self._fs.write(ROOT, fh, off + done, part)
-            self._turn += 1
-            return done
+            return await self._write(fh, off, buf)
         except Exception as error:  # noqa: BLE001 - invariant 1
             raise failure("write", error) from None
-
-    async def _end(self, inode: int, offset: int) -> int:
-        """Return where an append belongs.
-
-        The kernel computes it from the size that it remembers, which an invalidation does not
-        mend: after another client's change the server's word counts.
-        """
-        known = self._known.get(inode)
-        if known is None or not known.moved or self.enable_writeback_cache:
-            return offset
-        size = (await self._fs.getattr(inode)).size
-        if size != offset:
-            self.stale(inode)  # the kernel has put these octets into its cache elsewhere
-        return size
 
     @override
     async def flush(self, fh: int) -> None:
@@ -447,28 +343,12 @@ class FrontEnd(pyfuse3.Operations):
     @override
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         """List a directory with attributes, from a cookie on, until the kernel's buffer is full."""
-        turn, entries = self._listed.pop((fh, start_id), (-1, []))
-        if turn != self._turn:
-            entries = []
-        while True:
-            if not entries:
-                turn = self._turn
-                entries = await self._fs.readdir(fh, start_id, LISTING_LIMIT)
-                if not entries:
-                    return
-            for index, entry in enumerate(entries):
-                shown = self._show(entry.attributes)
-                if not pyfuse3.readdir_reply(token, entry.name, shown, entry.cookie):
-                    self._keep_listed(fh, start_id, turn, entries[index:])
-                    return
-                start_id = entry.cookie
-            entries = []
 
-    def _keep_listed(self, inode: int, cookie: int, turn: int, rest: list[Entry]) -> None:
-        """Keep what did not fit for the next request, valid if nothing changes until then."""
-        if len(self._listed) >= ANSWERS_LIMIT:
-            self._listed.clear()
-        self._listed[inode, cookie] = (turn, rest)
+        def add(entry: Entry) -> bool:
+            shown = self._show(entry.attributes)
+            return bool(pyfuse3.readdir_reply(token, entry.name, shown, entry.cookie))
+
+        await self._list(fh, start_id, add)
 
     # Extended attributes
 
@@ -476,36 +356,22 @@ class FrontEnd(pyfuse3.Operations):
     @complete
     async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
         """Return an extended attribute's value."""
-        _refuse_acl(name)
-        known = self._known.get(inode)
-        if known is not None and name in known.absent:
-            raise FUSEError(errno.ENODATA)
-        turn = self._turn
         try:
-            return bytes(await self._fs.getxattr(ROOT, inode, name, XATTR_SIZE_LIMIT))
+            return bytes(await self._value(inode, name))
         except Exception as error:  # noqa: BLE001 - invariant 1
-            refusal = failure("getxattr", error)
-            absent = refusal.errno == errno.ENODATA and turn == self._turn
-            if known is not None and absent and len(known.absent) < ANSWERS_LIMIT:
-                known.absent |= {name}
-            raise refusal from None
+            raise failure("getxattr", error) from None
 
     @override
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
         """Set an extended attribute; pyfuse3 has dealt with the flags."""
-        _refuse_acl(name)
-        await self._alter(self._fs.setxattr(ROOT, inode, name, 0, value))
-        known = self._known.get(inode)
-        if known is not None:
-            known.absent = NOTHING_ABSENT
+        await self._set_value(inode, name, 0, value)
 
     @override
     async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
         """Remove an extended attribute."""
-        _refuse_acl(name)
-        await self._fs.removexattr(ROOT, inode, name)
+        await self._remove_value(inode, name)
 
     @override
     async def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
         """Return the names that the caller may see."""
-        return await self._fs.listxattr(self._caller(ctx), inode)
+        return await self._fs.listxattr(self._caller(ctx.uid, ctx.gid), inode)

@@ -7,21 +7,14 @@ themselves, which saves the guard's await hop.
 
 from __future__ import annotations
 
-import errno
 import functools
 import inspect
-import logging
 from collections.abc import Callable, Coroutine
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from pyfuse3 import FUSEError
 
-from core.errors import AtollError, Refused
-
-log: Final = logging.getLogger(__name__)
-
-ERRNO_LIMIT: Final = 1000
-"""Error numbers from here on are no answer that the host would take."""
+from .error_numbers import error_number
 
 T = TypeVar("T")
 Handler = TypeVar("Handler", bound=Callable[..., Any])
@@ -34,16 +27,8 @@ def complete(handler: Handler) -> Handler:
 
 
 def failure(operation: str, error: Exception) -> FUSEError:
-    """Return what the host shall see of an error; whatever is no answer of the server is logged."""
-    if isinstance(error, Refused) and 0 < error.errno < ERRNO_LIMIT:
-        return FUSEError(error.errno)
-    if isinstance(error, FUSEError):
-        return error
-    if isinstance(error, AtollError):
-        log.error("%s: %s: %s", operation, type(error).__name__, error)
-    else:
-        log.exception("%s: unexpected", operation, exc_info=error)
-    return FUSEError(errno.EIO)
+    """Return what the host shall see of an error; see `error_number`."""
+    return error if isinstance(error, FUSEError) else FUSEError(error_number(operation, error))
 
 
 def _guarded(

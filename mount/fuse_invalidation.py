@@ -16,22 +16,23 @@ from __future__ import annotations
 import logging
 import math
 import os
-import struct
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
-import pyfuse3
 import trio
 
 from core.abi import Right
 from core.errors import AtollError
 from fs_server.interface import ROOT_INODE, Change, FileSystem
 
-from .front_end import FrontEnd
+from .file_operations import FileOperations
+from .native.protocol.notifications import (
+    INCREASE_EPOCH,
+    invalidate_entry,
+    invalidate_inode,
+)
 
 log: Final = logging.getLogger(__name__)
 
-INCREASE_EPOCH: Final = struct.pack("<IiQ", 16, 8, 0)
-"""FUSE_NOTIFY_INC_EPOCH (protocol 7.44): the kernel asks again for every entry that it caches."""
 PATIENCE_S: Final = 1.0
 """Seconds until a file server that did not answer is asked again for its changes."""
 
@@ -47,14 +48,15 @@ class Watch(Protocol):
         """Wait until the file server has set its bit since the last time."""
 
 
-def invalidate(changes: list[Change]) -> None:
+def invalidate(descriptor: int, changes: list[Change]) -> None:
     """Have the host's kernel forget what the changes concern. Blocks: call it in a thread."""
     for change in changes:
+        if change.name:
+            notification = invalidate_entry(change.inode, change.name)
+        else:
+            notification = invalidate_inode(change.inode, 0 if change.data else -1)
         try:
-            if change.name:
-                pyfuse3.invalidate_entry(change.inode, change.name)
-            else:
-                pyfuse3.invalidate_inode(change.inode, attr_only=not change.data)
+            os.write(descriptor, notification)
         except FileNotFoundError:
             continue  # the kernel does not hold it
         except OSError as error:
@@ -95,7 +97,7 @@ class Invalidation:
     """
 
     def __init__(
-        self, front_end: FrontEnd, fs: FileSystem, watch: Watch | None, descriptor: int
+        self, front_end: FileOperations[Any], fs: FileSystem, watch: Watch | None, descriptor: int
     ) -> None:
         self._descriptor = descriptor
         self._front_end = front_end
@@ -156,7 +158,7 @@ class Invalidation:
     async def _tell(self, changes: list[Change]) -> None:
         for change in changes:
             self._front_end.changed(change.inode, data=change.data)
-        await trio.to_thread.run_sync(invalidate, changes, limiter=self._limiter)
+        await trio.to_thread.run_sync(invalidate, self._descriptor, changes, limiter=self._limiter)
         # An answer that was under way may have been taken for newer than the change: distrust it.
         for change in changes:
             self._front_end.changed(change.inode, data=change.data)

@@ -11,27 +11,28 @@ pyfuse3 keeps its session in globals: one mount for each process at a time.
 from __future__ import annotations
 
 import ctypes
-import dataclasses
 import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pyfuse3
 import trio
 
 from fs_server.interface import FileSystem
 
+from .file_operations import FileOperations
 from .front_end import FrontEnd
 from .fuse_invalidation import Invalidation, Watch
 from .fuse_wait import Workers, patched
-from .mount_point import MountError, check_allow_other, check_device, detach, mounted, prepare
+from .mount_options import Mount, MountOptions
+from .mount_point import MountError, check_device, detach, mounted, prepare
+from .native.front_end import NativeFrontEnd
+from .native.session import NativeSession
 
 log: Final = logging.getLogger(__name__)
 
-LINGER_S: Final = 50e-6
-"""How long a worker looks for the next request before it parks."""
 WORKERS_LIMIT: Final = 32
 """Requests that can be with the file server at once."""
 FAREWELL_S: Final = 1.5
@@ -41,49 +42,6 @@ READ_AHEAD_KIB: Final = 1024
 BACKGROUND_LIMIT: Final = 64
 """Requests without a waiting process that the host's kernel may have under way."""
 _session_exists = False
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class MountOptions:
-    """How to mount.
-
-    Args:
-        allow_other: users other than this one may enter; None: if this is root.
-        sole_writer: no other client changes files, so the host's kernel may collect writes.
-        linger_s: see `fuse_wait`; 0: never.
-        nonempty: mount over a directory with entries.
-        stock_wait: leave pyfuse3's way of waiting as it is.
-    """
-
-    allow_other: bool | None = None
-    sole_writer: bool = False
-    linger_s: float = LINGER_S
-    nonempty: bool = False
-    stock_wait: bool = False
-
-    def fuse(self) -> set[str]:
-        """Return the options that libfuse is given."""
-        options = {"fsname=atoll", "subtype=atoll", "default_permissions"}
-        others = os.geteuid() == 0 if self.allow_other is None else self.allow_other
-        if others:
-            check_allow_other()
-            options.add("allow_other")
-        return options
-
-
-@dataclasses.dataclass(slots=True)
-class Mount:
-    """A mount that is being served.
-
-    Attributes:
-        path: the absolute mount point.
-        workers: what its workers have done; for statistics.
-        polled: requests are polled for first; False: pyfuse3's own wait is in place.
-    """
-
-    path: Path
-    workers: Workers
-    polled: bool = False
 
 
 def _fuse_descriptors() -> Iterator[int]:
@@ -169,23 +127,47 @@ class _Session:
         with patched(self.mount.workers) as self.mount.polled:
             await pyfuse3.main(min_tasks=1, max_tasks=WORKERS_LIMIT)
 
-    async def leave(self) -> None:
-        """End the mount in good order, while the workers still serve."""
-        with trio.CancelScope(shield=True):
-            for step in (_write_back, detach):
-                if not self.ended.is_set():
-                    with trio.move_on_after(FAREWELL_S):
-                        await trio.to_thread.run_sync(step, self.path, abandon_on_cancel=True)
-            if not self.ended.is_set():
-                pyfuse3.terminate()
-                self.mount.workers.end()
-                with trio.move_on_after(FAREWELL_S):
-                    await self.ended.wait()
-            self.working.cancel()  # whatever still waits for the file server waits in vain
+    def terminate(self) -> None:
+        """Take no more requests."""
+        pyfuse3.terminate()
+        self.mount.workers.end()
 
     def close(self) -> None:
         """Close the connection; the mount point is free for sure afterwards."""
+        global _session_exists  # noqa: PLW0603 - pyfuse3 has one session for each process
         pyfuse3.close(unmount=mounted(self.path) is not None)
+        _session_exists = False
+
+
+async def _leave(session: _Session | NativeSession) -> None:
+    """End the mount in good order, while the workers still serve."""
+    ended = session.ended
+    with trio.CancelScope(shield=True):
+        for step in (_write_back, detach):
+            if not ended.is_set():
+                with trio.move_on_after(FAREWELL_S):
+                    await trio.to_thread.run_sync(step, session.path, abandon_on_cancel=True)
+        if not ended.is_set():
+            session.terminate()
+            with trio.move_on_after(FAREWELL_S):
+                await ended.wait()
+        session.working.cancel()  # whatever still waits for the file server waits in vain
+
+
+def _begin(
+    fs: FileSystem, path: Path, options: MountOptions
+) -> tuple[FileOperations[Any], _Session | NativeSession]:
+    """Mount. MountError."""
+    global _session_exists  # noqa: PLW0603 - pyfuse3 has one session for each process
+    if options.front_end == "native":
+        native = NativeFrontEnd(fs, writeback=options.sole_writer)
+        return native, NativeSession(native, path, options)
+    if _session_exists:
+        raise MountError(path, "this process serves a mount already", "start another system")
+    front_end = FrontEnd(fs, writeback=options.sole_writer)
+    session = _Session(front_end, path, options)
+    _session_exists = True
+    return front_end, session
 
 
 async def serve(
@@ -211,24 +193,20 @@ async def serve(
     Raises:
         MountError: the mount could not be made; it says what to do.
     """
-    global _session_exists  # noqa: PLW0603 - pyfuse3 has one session for each process
     options = options or MountOptions()
     check_device()
     path = await trio.to_thread.run_sync(lambda: prepare(mountpoint, nonempty=options.nonempty))
-    if _session_exists:
-        raise MountError(path, "this process serves a mount already", "start another system")
-    front_end = FrontEnd(fs, writeback=options.sole_writer)
-    session = _Session(front_end, path, options)
-    _session_exists = True
+    front_end, session = _begin(fs, path, options)
     try:
         await _run(session, Invalidation(front_end, fs, watch, session.descriptor), task_status)
     finally:
         session.close()
-        _session_exists = False
 
 
 async def _run(
-    session: _Session, invalidation: Invalidation, task_status: trio.TaskStatus[Mount]
+    session: _Session | NativeSession,
+    invalidation: Invalidation,
+    task_status: trio.TaskStatus[Mount],
 ) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(session.work)
@@ -241,4 +219,4 @@ async def _run(
                 await session.ended.wait()
                 following.cancel_scope.cancel()
         finally:
-            await session.leave()
+            await _leave(session)

@@ -12,7 +12,8 @@ from typing import TypeVar
 import pytest
 import trio
 
-from mount.fuse_session import Mount, MountOptions, serve
+from mount.fuse_session import serve
+from mount.mount_options import FRONT_ENDS, FrontEndName, Mount, MountOptions
 from tests.support.memory_file_system import FailingFileSystem
 
 T = TypeVar("T")
@@ -47,10 +48,17 @@ class MountUnderTest:
         return output
 
 
+@pytest.fixture(params=FRONT_ENDS)
+def front_end_name(request: pytest.FixtureRequest) -> FrontEndName:
+    """Who speaks with the host's kernel: every mount is tried with each."""
+    name: FrontEndName = request.param
+    return name
+
+
 @pytest.fixture
-def options() -> MountOptions:
+def options(front_end_name: FrontEndName) -> MountOptions:
     """How the mount is made; a module may override it."""
-    return MountOptions()
+    return MountOptions(front_end=front_end_name)
 
 
 @pytest.fixture

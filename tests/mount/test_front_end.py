@@ -16,7 +16,8 @@ from pyfuse3 import EntryAttributes, FUSEError
 from core.abi import BULK_LIMIT
 from core.errors import AtollError, DeadPortError, PoisonError, Refused
 from fs_server.interface import ROOT_INODE, Caller, Changes
-from mount.front_end import APPEND, FrontEnd
+from mount.file_operations import APPEND
+from mount.front_end import FrontEnd
 from tests.support.memory_file_system import FailingFileSystem
 
 

@@ -15,6 +15,7 @@ from core.errors import DeadPortError
 from fs_server.interface import ROOT_INODE, Caller, Change, Changes
 from mount.fuse_invalidation import merged
 from mount.fuse_session import serve
+from mount.mount_options import MountOptions
 from tests.support.memory_file_system import MemoryFileSystem
 
 from .conftest import MountUnderTest
@@ -210,13 +211,13 @@ class ForgetfulFileSystem(MemoryFileSystem):
 @real_mount
 @pytest.mark.parametrize("way", ["forgotten", "failures"])
 async def test_everything_is_dropped_when_the_server_has_lost_track(
-    place: Path, way: str, monkeypatch: pytest.MonkeyPatch
+    place: Path, options: MountOptions, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mount.fuse_invalidation.PATIENCE_S", 0.0)
     fs = ForgetfulFileSystem()
     other = fs.other()
     async with trio.open_nursery() as nursery:
-        mount = await nursery.start(partial(serve, fs, place, watch=fs))
+        mount = await nursery.start(partial(serve, fs, place, options, watch=fs))
         mounted = MountUnderTest(fs, mount)  # type: ignore[arg-type]
         inode = await make_file(fs, b"f", b"old")
         async with OpenFile(mounted, "f") as file:

@@ -20,7 +20,8 @@ import trio
 
 from core.errors import DeadPortError
 from fs_server.interface import Caller
-from mount.fuse_session import MountOptions, serve
+from mount.fuse_session import serve
+from mount.mount_options import MountOptions
 from mount.mount_point import MountError, is_stale, mounted
 from tests.support.memory_file_system import FailingFileSystem, MemoryFileSystem
 
@@ -225,10 +226,12 @@ class SlowFileSystem(FailingFileSystem):
         return bytes(await super().read(inode, offset, size))
 
 
-async def test_requests_that_wait_do_not_hold_up_others(tmp_path: Path) -> None:
+async def test_requests_that_wait_do_not_hold_up_others(
+    tmp_path: Path, options: MountOptions
+) -> None:
     fs = SlowFileSystem()
     async with trio.open_nursery() as nursery:
-        await nursery.start(partial(serve, fs, tmp_path))
+        await nursery.start(partial(serve, fs, tmp_path, options))
         names = [tmp_path / f"f{number}" for number in range(8)]
         for name in names:
             await trio.to_thread.run_sync(name.write_text, "text")
@@ -279,11 +282,13 @@ async def test_user_makes_files_of_its_own_and_is_kept_out_of_others(
     )
 
 
-async def test_mount_from_outside_is_unmounted_and_serve_returns(tmp_path: Path) -> None:
+async def test_mount_from_outside_is_unmounted_and_serve_returns(
+    tmp_path: Path, options: MountOptions
+) -> None:
     ended = trio.Event()
 
     async def serve_here(task_status: trio.TaskStatus[object] = trio.TASK_STATUS_IGNORED) -> None:
-        await serve(MemoryFileSystem(), tmp_path, task_status=task_status)
+        await serve(MemoryFileSystem(), tmp_path, options, task_status=task_status)
         ended.set()
 
     async with trio.open_nursery() as nursery:
@@ -303,17 +308,19 @@ def mounted_type(path: Path) -> str | None:
     return found[1] if found else None
 
 
-async def test_cancelled_mount_leaves_the_directory_as_it_was(tmp_path: Path) -> None:
+async def test_cancelled_mount_leaves_the_directory_as_it_was(
+    tmp_path: Path, options: MountOptions
+) -> None:
     for _ in range(3):
         async with trio.open_nursery() as nursery:
-            await nursery.start(partial(serve, MemoryFileSystem(), tmp_path))
+            await nursery.start(partial(serve, MemoryFileSystem(), tmp_path, options))
             assert mounted_type(tmp_path) == "fuse.atoll"
             nursery.cancel_scope.cancel()
         assert mounted_type(tmp_path) is None
         assert os.listdir(tmp_path) == []
 
 
-async def test_mount_ends_although_a_file_is_open(tmp_path: Path) -> None:
+async def test_mount_ends_although_a_file_is_open(tmp_path: Path, options: MountOptions) -> None:
     opened, closed = threading.Event(), threading.Event()
     errors: list[int] = []
 
@@ -325,7 +332,7 @@ async def test_mount_ends_although_a_file_is_open(tmp_path: Path) -> None:
         error_of(lambda: os.close(descriptor))
 
     async with trio.open_nursery() as nursery:
-        await nursery.start(partial(serve, MemoryFileSystem(), tmp_path))
+        await nursery.start(partial(serve, MemoryFileSystem(), tmp_path, options))
         holder = threading.Thread(target=hold)
         holder.start()
         await trio.to_thread.run_sync(opened.wait)
@@ -336,7 +343,8 @@ async def test_mount_ends_although_a_file_is_open(tmp_path: Path) -> None:
     assert errors == [errno.ENOTCONN]
 
 
-async def test_second_mount_in_one_process_is_refused(
+@pytest.mark.parametrize("front_end_name", ["pyfuse3"], indirect=True)
+async def test_second_mount_in_one_process_is_refused_by_pyfuse3(
     mounted: MountUnderTest, tmp_path: Path
 ) -> None:
     other = tmp_path / "other"
@@ -347,9 +355,23 @@ async def test_second_mount_in_one_process_is_refused(
         await serve(MemoryFileSystem(), mounted.path)
 
 
-def die_mounted(place: Path) -> None:
+@pytest.mark.parametrize("front_end_name", ["native"], indirect=True)
+async def test_one_process_serves_several_native_mounts(
+    mounted: MountUnderTest, options: MountOptions, tmp_path: Path
+) -> None:
+    async with trio.open_nursery() as nursery:
+        await nursery.start(partial(serve, MemoryFileSystem(), tmp_path, options))
+        await mounted.run((mounted.path / "f").write_text, "one")
+        await mounted.run((tmp_path / "f").write_text, "other")
+        assert await mounted.run((mounted.path / "f").read_text) == "one"
+        nursery.cancel_scope.cancel()
+    with pytest.raises(MountError, match="something is mounted there already"):
+        await serve(MemoryFileSystem(), mounted.path, options)
+
+
+def die_mounted(front_end: str, place: Path) -> None:
     """Have another process mount something, and kill it."""
-    command = [sys.executable, "-m", "tests.support.memory_mount", str(place)]
+    command = [sys.executable, "-m", "tests.support.memory_mount", front_end, str(place)]
     dead = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert dead.stdout is not None
     assert dead.stdout.readline() == b"ready\n"
@@ -357,20 +379,28 @@ def die_mounted(place: Path) -> None:
     dead.communicate()
 
 
-async def test_mount_of_a_dead_server_is_replaced(tmp_path: Path) -> None:
+async def test_mount_of_a_dead_server_is_replaced(tmp_path: Path, options: MountOptions) -> None:
     place = tmp_path / "mnt"
     place.mkdir()
-    await trio.to_thread.run_sync(die_mounted, place)
+    await trio.to_thread.run_sync(die_mounted, options.front_end, place)
     assert await trio.to_thread.run_sync(is_stale, place)
     async with trio.open_nursery() as nursery:
-        await nursery.start(partial(serve, MemoryFileSystem(), place))
+        await nursery.start(partial(serve, MemoryFileSystem(), place, options))
         await trio.to_thread.run_sync((place / "f").write_text, "alive")
         nursery.cancel_scope.cancel()
     assert mounted_type(place) is None
     assert not is_stale(place)
 
 
-@pytest.mark.parametrize("options", [MountOptions(stock_wait=True), MountOptions(linger_s=0.0)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        MountOptions(stock_wait=True),
+        MountOptions(linger_s=0.0),
+        MountOptions(linger_s=0.0, front_end="native"),
+        MountOptions(sole_writer=True, front_end="native"),
+    ],
+)
 async def test_other_ways_of_waiting_serve_as_well(mounted: MountUnderTest) -> None:
     assert mounted.mount.polled is (mounted.mount.workers.requests > 0)
     await mounted.shell("seq 9999 > f; cp f g; cmp f g")
@@ -380,7 +410,7 @@ AS_NOBODY = """
 test -c $1/fuse; mount --bind $1/fuse /dev/fuse
 mkfifo -m 666 $1/end; mkdir $1/mnt; chown nobody $1/mnt
 AS="setpriv --reuid nobody --regid 65534 --clear-groups"
-$AS {python} -B -m tests.support.memory_mount $1/mnt < $1/end > $1/said & exec 3> $1/end
+$AS {python} -B -m tests.support.memory_mount $2 $1/mnt < $1/end > $1/said & exec 3> $1/end
 until grep -q ready $1/said; do kill -0 $! || exit 1; done
 $AS bash -c "echo text > $1/mnt/f; cat $1/mnt/f; stat -c %U $1/mnt/f"
 exec 3>&-; wait; findmnt $1/mnt || echo unmounted
@@ -388,7 +418,7 @@ exec 3>&-; wait; findmnt $1/mnt || echo unmounted
 
 
 @pytest.mark.needs_root
-def test_ordinary_user_mounts_through_fusermount3(place: Path) -> None:
+def test_ordinary_user_mounts_through_fusermount3(place: Path, front_end_name: str) -> None:
     """In a mount name space of its own, where /dev/fuse is open to all, as Debian has it."""
     nobody = ["setpriv", "--reuid", "nobody", "--regid", "65534", "--clear-groups"]
     able = [*nobody, sys.executable, "-B", "-c", "import mount.fuse_session"]
@@ -398,7 +428,7 @@ def test_ordinary_user_mounts_through_fusermount3(place: Path) -> None:
     (place / "fuse").chmod(0o666)
     script = AS_NOBODY.replace("{python}", sys.executable)
     done = subprocess.run(
-        ["unshare", "-m", "bash", "-euc", script, "bash", str(place)],
+        ["unshare", "-m", "bash", "-euc", script, "bash", str(place), front_end_name],
         check=True,
         capture_output=True,
         text=True,

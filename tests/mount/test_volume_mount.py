@@ -21,9 +21,9 @@ pytestmark = [pytest.mark.needs_fuse, pytest.mark.slow]
 class VolumeMount:
     """A system in a process of its own, with a mount."""
 
-    def __init__(self, placement: str, place: str) -> None:
+    def __init__(self, placement: str, place: str, front_end: str) -> None:
         self.path = Path(place)
-        command = [sys.executable, "-m", "tests.support.system_mount", placement, place]
+        command = [sys.executable, "-m", "tests.support.system_mount", placement, place, front_end]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -58,9 +58,9 @@ class VolumeMount:
 
 
 @pytest.fixture(params=["colocated", "process"])
-def volume(request: pytest.FixtureRequest) -> Iterator[VolumeMount]:
+def volume(request: pytest.FixtureRequest, front_end_name: str) -> Iterator[VolumeMount]:
     with tempfile.TemporaryDirectory(prefix="atoll-mount-") as place:
-        system = VolumeMount(request.param, place)
+        system = VolumeMount(request.param, place, front_end_name)
         try:
             yield system
         finally:

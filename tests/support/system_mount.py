@@ -1,8 +1,8 @@
 """A booted system with a volume and a mount, as a program, for tests and benchmarks.
 
-Run `python -m tests.support.system_mount PLACEMENT DIR`: PLACEMENT of disk and file server is
-`process` or `colocated`. The volume is made in a temporary directory. It says "ready" when the
-mount can be used. A line `write NAME TEXT`, `truncate NAME SIZE`, `rename NAME NAME`,
+Run `python -m tests.support.system_mount PLACEMENT DIR [FRONT_END]`: PLACEMENT of disk and file
+server is `process` or `colocated`. The volume is made in a temporary directory. It says "ready"
+when the mount can be used. A line `write NAME TEXT`, `truncate NAME SIZE`, `rename NAME NAME`,
 `unlink NAME` or `kill` on its standard input is done to the file server by a second client, and
 answered with "done". It unmounts when its standard input ends.
 """
@@ -23,7 +23,8 @@ from core.system.description import Grant, load_description
 from core.userlib.server import Server
 from core.userlib.task import Task
 from fs_server.interface import ROOT_INODE, Caller, Changes, FileSystem
-from mount.fuse_session import MountOptions, serve
+from mount.fuse_session import serve
+from mount.mount_options import FrontEndName, MountOptions
 
 DESCRIPTION = """
 [server.supervisor]
@@ -51,8 +52,11 @@ ROOT = Caller(0, 0, (), 0)
 class FrontEndTask(Server):
     """The mount as a task of the system."""
 
-    def __init__(self, task: Task, mountpoint: str, mounted: trio.Event) -> None:
+    def __init__(
+        self, task: Task, mountpoint: str, options: MountOptions, mounted: trio.Event
+    ) -> None:
         super().__init__(task)
+        self._options = options
         self._mountpoint = mountpoint
         self._mounted = mounted
         self._changed = trio.Event()
@@ -60,7 +64,7 @@ class FrontEndTask(Server):
     async def run(self) -> None:
         fs = self.task.connect(FileSystem, "fs")
         async with trio.open_nursery() as nursery:
-            await nursery.start(partial(serve, fs, self._mountpoint, MountOptions(), watch=self))
+            await nursery.start(partial(serve, fs, self._mountpoint, self._options, watch=self))
             self._mounted.set()
 
     @property
@@ -97,12 +101,12 @@ async def other_client(system: System, fs: FileSystem, words: list[str]) -> None
             raise ValueError(words)
 
 
-async def run(prepared: Prepared, mountpoint: str) -> None:
+async def run(prepared: Prepared, mountpoint: str, options: MountOptions) -> None:
     async with booted(prepared) as system:
         mounted = trio.Event()
         system.add_colocated(
             "front-end",
-            lambda task: FrontEndTask(task, mountpoint, mounted),
+            lambda task: FrontEndTask(task, mountpoint, options, mounted),
             grants={"fs": Grant("fs", ALL_OPERATIONS)},
         )
         await mounted.wait()
@@ -113,12 +117,17 @@ async def run(prepared: Prepared, mountpoint: str) -> None:
             print("done", flush=True)
 
 
-def main(placement: str, mountpoint: str) -> None:
+def main(placement: str, mountpoint: str, front_end: FrontEndName = "pyfuse3") -> None:
     with tempfile.TemporaryDirectory(prefix="atoll-volume-") as state:
         description = Path(state) / "system.toml"
         description.write_text(DESCRIPTION.format(placement=placement, state=state))
-        trio.run(run, Prepared(load_description(description)), mountpoint)
+        trio.run(
+            run,
+            Prepared(load_description(description)),
+            mountpoint,
+            MountOptions(front_end=front_end),
+        )
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(*sys.argv[1:])  # type: ignore[arg-type]

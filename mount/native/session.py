@@ -1,0 +1,295 @@
+"""The native session: requests are read from /dev/fuse, handled, and answered by one write each.
+
+Theory of operation. After INIT `WORKERS_LIMIT` workers take requests as `fuse_wait` says: poll
+first, park in trio only if nothing is there, one watches and the others rest. A worker reads a
+request into a buffer of its own, runs the handler, and writes the reply; it keeps the buffer until
+then, so a WRITE's data are handed on without a copy.
+
+A handler is stepped by hand: one that does not suspend costs trio nothing. One that does gets a
+cancel scope at that moment, found by the request's number. That is sound because whatever a handler
+does before it first suspends opens no cancel scope that outlives this step.
+
+Interrupts. The kernel says INTERRUPT for every signal that reaches a waiting process, also for one
+whose handler would just run (SIGCHLD, SIGALRM). A file system on a disk does not fail with EINTR
+then, and programs do not expect it. So the handler is cancelled when a signal waits that will end
+the process; its call at the server aborts, and the request is answered EINTR. The kernel says
+INTERRUPT once for each request, so the process is looked at again until the request is answered.
+
+Invariants:
+
+1. Between a poll that says "readable" and the read there is no checkpoint; who finds nothing all
+   the same (the request was withdrawn) waits again.
+2. Every request is answered exactly once, but those that want no answer.
+3. No error of a handler leaves a worker.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import types
+from collections.abc import Awaitable, Callable, Generator
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+
+from core.errors import Refused
+from core.userlib.interface import Bulk
+from mount.error_numbers import error_number
+from mount.fuse_wait import Workers
+from mount.mount_options import Mount, MountOptions
+from mount.mount_point import detach, mounted
+
+from .device import open_device
+from .front_end import NativeFrontEnd
+from .protocol import requests
+from .protocol.decoding import Decoder
+from .protocol.flags import MIN_READ_BUFFER, Init
+from .protocol.malformed import MalformedError, VersionError
+from .protocol.negotiation import Agreement, Wishes, negotiate
+from .protocol.opcodes import Opcode
+from .protocol.operations import UNANSWERED
+from .protocol.replies import HEADER_SIZE, error_reply, pack_header
+from .signals import is_ending
+
+log: Final = logging.getLogger(__name__)
+
+WORKERS_LIMIT: Final = 32
+"""Requests that can be with the file server at once."""
+HEED_S: Final = 0.05
+"""Seconds between two looks at a process that was interrupted and lives."""
+FEATURES: Final = (
+    Init.ASYNC_READ
+    | Init.ATOMIC_O_TRUNC
+    | Init.EXPORT_SUPPORT
+    | Init.BIG_WRITES
+    | Init.AUTO_INVAL_DATA
+    | Init.DO_READDIRPLUS
+    | Init.READDIRPLUS_AUTO
+    | Init.ASYNC_DIO
+    | Init.PARALLEL_DIROPS
+    | Init.MAX_PAGES
+    | Init.CACHE_SYMLINKS
+    | Init.HAS_EXPIRE_ONLY
+)
+_GONE: Final = frozenset({errno.ENODEV, errno.ECONNABORTED, errno.EBADF})
+"""Errors of the device that say that the mount is no more."""
+
+
+class NativeSession:
+    """One mount, from mount(2) to its end.
+
+    Attributes:
+        begun: INIT was answered.
+        ended: no request will come any more.
+        working: everything that serves.
+        descriptor: the session's /dev/fuse.
+    """
+
+    def __init__(self, front_end: NativeFrontEnd, path: Path, options: MountOptions) -> None:
+        self.path = path
+        self.begun = trio.Event()
+        self.ended = trio.Event()
+        self.working = trio.CancelScope(shield=True)
+        self.descriptor = open_device(path, options)
+        self._workers = Workers(self.descriptor, options.linger_s)
+        self.mount = Mount(path, self._workers, polled=True)
+        self._front_end = front_end
+        self._handlers = front_end.handlers
+        self._under_way: dict[int, tuple[trio.CancelScope, int]] = {}
+        self._decode = Decoder().decode
+        self._nursery: trio.Nursery | None = None
+        features = FEATURES
+        if front_end.enable_writeback_cache:
+            features |= Init.WRITEBACK_CACHE
+        self._wishes = Wishes(features=features)
+
+    # The life of the session
+
+    async def work(self) -> None:
+        """Serve requests until the mount is gone, whoever else is cancelled."""
+        with self.working:
+            try:
+                agreed = await self._begin()
+                if agreed is not None:
+                    self._front_end.initialised()
+                    self.begun.set()
+                    await self._serve(agreed.buffer_size)
+            finally:
+                self.ended.set()
+
+    async def _begin(self) -> Agreement | None:
+        """Agree with the kernel. Returns None if the mount ended before that."""
+        buffer = bytearray(MIN_READ_BUFFER)
+        while await self._workers.wait_readable():
+            size = self._receive(buffer)
+            if size <= 0:
+                continue
+            request = self._decode(memoryview(buffer)[:size])
+            if not isinstance(request, requests.Init):
+                self._fail(request.opcode, request.unique, errno.EPROTO)
+                continue
+            try:
+                agreed = negotiate(request, self._wishes)
+            except VersionError as error:
+                log.error("%s", error)  # noqa: TRY400 - the text says it all
+                self._fail(request.opcode, request.unique, errno.EPROTO)
+                continue
+            self._write(agreed.reply)
+            if not agreed.again:
+                return agreed
+        return None
+
+    async def _serve(self, buffer_size: int) -> None:
+        async with trio.open_nursery() as outer:
+            self._nursery = outer
+            async with trio.open_nursery() as nursery:
+                for _ in range(WORKERS_LIMIT):
+                    nursery.start_soon(self._work, buffer_size)
+            outer.cancel_scope.cancel()
+
+    def terminate(self) -> None:
+        """Take no more requests."""
+        self._workers.end()
+        trio.lowlevel.notify_closing(self.descriptor)
+
+    def close(self) -> None:
+        """Close the connection; the mount point is free for sure afterwards."""
+        os.close(self.descriptor)
+        if mounted(self.path) is not None:
+            detach(self.path)
+
+    # One worker
+
+    async def _work(self, buffer_size: int) -> None:
+        await self._workers.drive(self._work_off(buffer_size))
+
+    async def _work_off(self, buffer_size: int) -> None:
+        buffer = bytearray(buffer_size)
+        view = memoryview(buffer)
+        decode, handlers = self._decode, self._handlers
+        while await self._workers.wait_readable():
+            size = self._receive(buffer)
+            if size <= 0:
+                continue
+            try:
+                request = decode(view[:size])
+            except MalformedError as error:
+                self._malformed(error)
+                continue
+            handler = handlers.get(request.opcode)
+            if handler is None:
+                self._handle_other(request)
+                continue
+            try:
+                body = await self._attended(handler(request), request)
+            except Exception as error:  # noqa: BLE001 - invariant 3
+                number = error_number(Opcode(request.opcode).name, error)
+                self._fail(request.opcode, request.unique, number)
+            else:
+                self._answer(request, body)
+
+    @types.coroutine
+    def _attended(
+        self, call: Awaitable[Bulk], request: requests.Request
+    ) -> Generator[Any, Any, Bulk]:
+        """Run a handler; if it suspends, so that an interrupt finds it."""
+        steps = call.__await__()
+        try:
+            trap = next(steps)
+        except StopIteration as done:
+            answered: Bulk = done.value
+            return answered
+        with trio.CancelScope() as scope:  # noqa: ASYNC100 - it waits in `yield from`
+            self._under_way[request.unique] = scope, request.pid
+            try:
+                return (yield from _rest(steps, trap))
+            finally:
+                del self._under_way[request.unique]
+        raise Refused(errno.EINTR)
+
+    def _handle_other(self, request: requests.Request) -> None:
+        """Handle what has no handler of the front end's."""
+        match request:
+            case requests.Forget():
+                self._front_end.forget(request.nodeid, request.nlookup)
+            case requests.BatchForget():
+                for inode, count in request.records:
+                    self._front_end.forget(inode, count)
+            case requests.Interrupt():
+                if request.target in self._under_way and self._nursery is not None:
+                    self._nursery.start_soon(self._heed, request.target)
+            case _ if request.opcode == Opcode.DESTROY:
+                self._write(error_reply(request.unique, 0))
+            case _:
+                self._fail(request.opcode, request.unique, errno.ENOSYS)
+
+    async def _heed(self, unique: int) -> None:
+        """Cancel a request when nobody will be there to take its answer."""
+        while unique in self._under_way:
+            scope, pid = self._under_way[unique]
+            if is_ending(pid):
+                scope.cancel()
+                return
+            await trio.sleep(HEED_S)
+
+    # The device
+
+    def _receive(self, buffer: bytearray) -> int:
+        """Read a request. Returns its octets; 0: there was none; -1: the session is over."""
+        try:
+            return os.readv(self.descriptor, (buffer,))
+        except OSError as error:
+            if error.errno in _GONE:
+                self._workers.end()
+                return -1
+            if error.errno not in {errno.EAGAIN, errno.EINTR, errno.ENOENT}:
+                log.warning("a request could not be read: %s", error)
+            return 0
+
+    def _answer(self, request: requests.Request, body: Bulk) -> None:
+        header = pack_header(HEADER_SIZE + len(body), 0, request.unique)
+        try:
+            os.writev(self.descriptor, (header, body))
+        except OSError as error:
+            self._front_end.undo(request.opcode, body)
+            if error.errno not in _GONE and error.errno != errno.ENOENT:  # ENOENT: withdrawn
+                log.error(  # noqa: TRY400 - the text says it all
+                    "the host took no answer to %s: %s", Opcode(request.opcode).name, error
+                )
+                self._fail(request.opcode, request.unique, errno.EIO)
+
+    def _fail(self, opcode: int, unique: int, number: int) -> None:
+        if opcode not in UNANSWERED:
+            self._write(error_reply(unique, number))
+
+    def _write(self, octets: bytes) -> None:
+        try:
+            os.write(self.descriptor, octets)
+        except OSError as error:
+            if error.errno not in _GONE and error.errno != errno.ENOENT:
+                log.warning("the host took no answer: %s", error)
+
+    def _malformed(self, error: MalformedError) -> None:
+        log.error("opcode %d: %s", error.opcode, error.reason)
+        if error.unique:
+            self._write(error_reply(error.unique, errno.EIO))
+
+
+def _rest(steps: Generator[Any, Any, Bulk], trap: Any) -> Generator[Any, Any, Bulk]:
+    """Go on with steps that have yielded `trap`."""
+    resume: Callable[[Any], Any]
+    while True:
+        try:
+            value = yield trap
+        except BaseException as error:  # noqa: BLE001 - belongs to the steps, which get it
+            resume, given = steps.throw, error
+        else:
+            resume, given = steps.send, value
+        try:
+            trap = resume(given)
+        except StopIteration as done:
+            answered: Bulk = done.value
+            return answered
