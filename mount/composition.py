@@ -40,7 +40,7 @@ from net_server.network import Network
 from .control import Control, Status
 from .control_server import ControlServer
 from .mount_point import MountError
-from .settings import Settings
+from .settings import FrontEndName, Settings
 
 LOG_LIMIT: Final = 16 << 20
 """Octets of the log file, after which it begins again with the lines in memory."""
@@ -69,7 +69,9 @@ class FrontEndServer(Server):
         fs = self.task.connect(FileSystem, "fs")
         mountpoint = composition.settings.mountpoint
         assert mountpoint is not None
-        options = MountOptions(allow_other=composition.settings.allow_other or None)
+        options = MountOptions(
+            allow_other=composition.settings.allow_other or None, front_end=composition.front_end
+        )
         try:
             async with trio.open_nursery() as nursery:
                 serving = functools.partial(serve, fs, mountpoint, options, watch=self)
@@ -101,8 +103,9 @@ class FrontEndServer(Server):
 class Composition:
     """One system, from its start to its end."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, front_end: FrontEndName = "pyfuse3") -> None:
         self.settings = settings
+        self.front_end = front_end
         self.lines: collections.deque[str] = collections.deque(maxlen=LOG_LINES)
         self.mounted = trio.Event()
         self._end = trio.Event()
@@ -295,6 +298,19 @@ def describe_system(settings: Settings) -> SystemDescription:
     return load_description(Path(settings.system), options_for(settings), without)
 
 
+def front_end_of(description: SystemDescription) -> FrontEndName:
+    """Return who is to speak with the host's kernel. DescriptionError: it names nobody known."""
+    name = description.mount.get("front_end", "pyfuse3")
+    unknown = set(description.mount) - {"front_end"}
+    if unknown:
+        raise DescriptionError(f"[mount]: unknown key {min(unknown)!r}; known is front_end")
+    if name == "native":
+        return "native"
+    if name != "pyfuse3":
+        raise DescriptionError(f'[mount]: front_end is "pyfuse3" or "native", not {name!r}')
+    return "pyfuse3"
+
+
 def run_system(settings: Settings, ready: int | None = None) -> int:
     """Be the kernel of a system until it ends; return the exit status.
 
@@ -308,7 +324,7 @@ def run_system(settings: Settings, ready: int | None = None) -> int:
         description = describe_system(settings)
         settings.state.mkdir(parents=True, exist_ok=True)
         settings.run.enter(str(settings.state), str(settings.mountpoint or ""))
-        composition = Composition(settings)
+        composition = Composition(settings, front_end_of(description))
         trio.run(composition.run, Prepared(description), ready)
     except (BootError, DescriptionError, OSError, BaseExceptionGroup) as error:
         cause = _cause(error)

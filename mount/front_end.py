@@ -1,7 +1,8 @@
 """The FUSE front end: every request of the host's kernel becomes a call to the file server.
 
-`FrontEnd` is what pyfuse3 calls; `fuse_session` mounts it and keeps it alive, `fuse_invalidation`
-tells the host's kernel what other clients did.
+`FrontEnd` is what pyfuse3 calls, and stands upon `FileOperations`, as its twin `native.front_end`
+does; `fuse_session` mounts it and keeps it alive, `fuse_invalidation` tells the host's kernel what
+other clients did.
 
 Who checks permissions: the host's kernel does, from the attributes it was given (the mount option
 `default_permissions`), as it does for a disk file system: mode bits, sticky directories, who may

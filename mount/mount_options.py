@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 from .fuse_wait import Workers
 from .mount_point import check_allow_other
+from .settings import FrontEndName
 
 LINGER_S: Final = 50e-6
 """How long a worker looks for the next request before it parks."""
 FRONT_ENDS: Final = ("pyfuse3", "native")
-FrontEndName = Literal["pyfuse3", "native"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -22,6 +22,8 @@ PROBATION_S: Final = 5.0
 NETS: Final = ("private", "host", "none")
 
 Net = Literal["private", "host", "none"]
+FrontEndName = Literal["pyfuse3", "native"]
+"""Who speaks with the host's kernel for the mount."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):

@@ -22,6 +22,9 @@
     [joined]
     grants = { pipe = "pipe" }                # what programs get that join over the control socket
 
+    [mount]
+    front_end = "pyfuse3"                     # or "native"; for the composition, which checks it
+
 Everything is checked before anything starts: a server that does not exist, a class that cannot be
 loaded, an operation that an interface lacks, an unknown word. The error names the line.
 """
@@ -44,6 +47,7 @@ from core.userlib.server import Server
 from .privileges import KEYS, PrivilegeError, read_privileges
 from .supervisor import ESCALATIONS, FIRST_DELAY_S, LONGEST_DELAY_S, Policy
 
+_TABLES: Final = ("server", "joined", "mount")
 PLACEMENTS: Final = ("process", "colocated")
 RESTARTS: Final = ("permanent", "transient", "temporary")
 _SERVER_KEYS: Final = KEYS | frozenset(
@@ -101,10 +105,11 @@ class ServerDescription(msgspec.Struct, frozen=True):
 
 
 class SystemDescription(msgspec.Struct, frozen=True):
-    """A whole system, checked."""
+    """A whole system, checked. `mount` is handed to the composition as it is."""
 
     servers: dict[str, ServerDescription]
     joined: dict[str, Grant]
+    mount: dict[str, Any] = {}
 
     def modules(self) -> list[str]:
         """Return the modules that hold the servers' classes."""
@@ -345,8 +350,8 @@ def parse_description(
     """
     reader = _Reader(text, source)
     for key in reader.tree:
-        if key not in ("server", "joined"):
-            raise reader.fail(key, key, f"unknown table {key!r}; known are server and joined")
+        if key not in _TABLES:
+            raise reader.fail(key, key, f"unknown table {key!r}; known are {', '.join(_TABLES)}")
     tables = dict(reader.table("server", reader.tree, "server"))
     joins = reader.table("joined", reader.tree, "joined")
     for name in without:
@@ -362,7 +367,7 @@ def parse_description(
         servers[name] = msgspec.structs.replace(servers[name], grants=granted)
         reader.dependents(name, servers)
     joined = reader.grants("joined", _without(joins, without), servers)
-    return SystemDescription(servers, joined)
+    return SystemDescription(servers, joined, reader.table("mount", reader.tree, "mount"))
 
 
 def _without(table: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:

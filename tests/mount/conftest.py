@@ -13,7 +13,8 @@ import pytest
 import trio
 
 from mount.fuse_session import serve
-from mount.mount_options import FRONT_ENDS, FrontEndName, Mount, MountOptions
+from mount.mount_options import FRONT_ENDS, Mount, MountOptions
+from mount.settings import FrontEndName
 from tests.support.memory_file_system import FailingFileSystem
 
 T = TypeVar("T")

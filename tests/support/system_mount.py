@@ -24,7 +24,8 @@ from core.userlib.server import Server
 from core.userlib.task import Task
 from fs_server.interface import ROOT_INODE, Caller, Changes, FileSystem
 from mount.fuse_session import serve
-from mount.mount_options import FrontEndName, MountOptions
+from mount.mount_options import MountOptions
+from mount.settings import FrontEndName
 
 DESCRIPTION = """
 [server.supervisor]

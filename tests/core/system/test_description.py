@@ -102,6 +102,14 @@ def test_what_is_wrong_is_named_with_its_line(old: str, new: str, message: str) 
         parse_description(GOOD.replace(old, new), "good.toml")
 
 
+def test_what_is_said_of_the_mount_is_for_the_composition() -> None:
+    read = parse_description(GOOD + '\n[mount]\nfront_end = "native"\n', "x")
+    assert read.mount == {"front_end": "native"}
+    assert parse_description(GOOD, "x").mount == {}
+    with pytest.raises(DescriptionError, match="mount is a table"):
+        parse_description("mount = 3\n" + GOOD, "x")
+
+
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(DescriptionError, match=r"nothing\.toml: No such file"):
         load_description(tmp_path / "nothing.toml")
