@@ -9,6 +9,7 @@ these lines stand the interpreter, the libraries that are named, and the host.
 from __future__ import annotations
 
 import ast
+import functools
 import io
 import sys
 import sysconfig
@@ -32,6 +33,7 @@ _IGNORED: Final = frozenset(
         tokenize.ENDMARKER,
     }
 )
+_PACKAGES: Final = ("core", "fs_server", "mount", "net_server")
 ROOT: Final = Path(__file__).parents[2]
 ZYGOTE: Final = ("core.kernel.zygote",)
 """What a zygote runs begins here."""
@@ -74,28 +76,36 @@ def loaded(roots: Iterable[str]) -> Loaded:
         file = getattr(module, "__file__", None)
         if not isinstance(file, str):
             continue
-        if file.startswith(places):
-            libraries.add(name.partition(".")[0])
-        elif file.startswith(f"{ROOT}/"):
+        top = name.partition(".")[0]
+        if top in _PACKAGES or (file.startswith(f"{ROOT}/") and not file.startswith(places)):
             modules[name] = file
+        elif file.startswith(places):
+            libraries.add(top)
     return Loaded(modules, sorted(libraries), [*roots, *ZYGOTE], lacks())
 
 
-def _imports(name: str, path: Path) -> Iterator[str]:
-    """Yield the names that a module's import statements may load, parents first."""
+@functools.cache
+def _imports(name: str, path: Path) -> list[str]:
+    """Return the names that a module's import statements may load, parents first."""
+    found: list[str] = []
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             for alias in node.names:
-                yield from _with_parents(alias.name)
+                found += _with_parents(alias.name)
         elif isinstance(node, ast.ImportFrom):
             start = package.split(".")[: len(package.split(".")) - node.level + 1]
             base = ".".join(
                 [*(start if node.level else []), *([node.module] if node.module else [])]
             )
-            yield from _with_parents(base)
-            for alias in node.names:
-                yield f"{base}.{alias.name}"
+            found += _with_parents(base)
+            found += [f"{base}.{alias.name}" for alias in node.names]
+    return found
+
+
+@functools.cache
+def _code_lines_of(path: Path) -> int:
+    return code_lines(path.read_text())
 
 
 def _with_parents(name: str) -> Iterator[str]:
@@ -119,7 +129,7 @@ def trusted_files(found: Loaded) -> dict[str, int]:
             todo += _imports(name, Path(found.modules[name]))
     files: dict[str, int] = {}
     for path in sorted({Path(found.modules[name]) for name in trusted}):
-        count = code_lines(path.read_text()) if path.suffix == ".py" else 0
+        count = _code_lines_of(path) if path.suffix == ".py" else 0
         if count or path.suffix != ".py":
             files[str(path.relative_to(ROOT))] = count
     return files
