@@ -212,22 +212,37 @@ class KernelRight(Right):
     def revoke(self) -> int:
         """Make all rights derived from this one useless; return how many they were."""
         victims = list(self.descendants())
+        count = sum(right.port is not DEAD for right in victims)  # the others are joints
         self.children = None
         for right in victims:
             right.children = None
             right.die()
-        return len(victims)
+        return count
 
     def release(self) -> None:
-        """Give this right up. What was derived from it lives on, as if derived from its parent."""
-        parent = self.parent
-        for child in self.children or ():
-            child.parent = parent
-        if parent is not None and parent.children is not None:
-            parent.children.discard(self)
-            parent.children |= self.children or set()
-        self.children = None
+        """Give this right up. What was derived from it lives on, and can be revoked as before.
+
+        If that is more than one right, this one stays in the tree as a *joint*, so that giving up
+        takes the same short time however much was derived. A joint has two children or more.
+        """
+        if self.children is None or len(self.children) < 2:
+            self._leave_tree()
         self.die()
+
+    def _leave_tree(self) -> None:
+        """Have the only child, if there is one, take this right's place."""
+        parent, children = self.parent, self.children
+        self.children = None
+        child = next(iter(children)) if children else None
+        if child is not None:
+            child.parent = parent
+        if parent is None or parent.children is None:
+            return
+        parent.children.discard(self)
+        if child is not None:
+            parent.children.add(child)
+        elif parent.port is DEAD and len(parent.children) < 2:
+            parent._leave_tree()  # noqa: SLF001 - of its own kind
 
     def die(self) -> None:
         """Point nowhere, and tell the port that a sender is gone."""
