@@ -50,6 +50,16 @@ _NODE: Final = layouts.FORGET_IN.unpack_from  # one number of 8 octets
 _NO_INODE: Final = bytes(_ENTRY_SIZE)
 _FDATASYNC: Final = Flag.FSYNC_FDATASYNC.value
 _SIGN: Final = 1 << 63
+_MODE: Final = Fattr.MODE.value
+_UID: Final = Fattr.UID.value
+_GID: Final = Fattr.GID.value
+_SIZE: Final = Fattr.SIZE.value
+_ATIME: Final = Fattr.ATIME.value
+_MTIME: Final = Fattr.MTIME.value
+_FH: Final = Fattr.FH.value
+_ATIME_NOW: Final = Fattr.ATIME_NOW.value
+_MTIME_NOW: Final = Fattr.MTIME_NOW.value
+_CTIME: Final = Fattr.CTIME.value
 MAKES_ENTRY: Final = frozenset(
     {
         Opcode.LOOKUP.value,
@@ -241,21 +251,21 @@ class NativeFrontEnd(FileOperations[PackedInode]):
     async def _on_setattr(self, request: requests.Setattr) -> Bulk:
         """Change attributes. The host's kernel has checked the caller and adjusted the mode."""
         valid = request.valid
-        atime = _time(request.atime, request.atimensec) if valid & Fattr.ATIME.value else None
-        mtime = _time(request.mtime, request.mtimensec) if valid & Fattr.MTIME.value else None
-        if valid & (Fattr.ATIME_NOW.value | Fattr.MTIME_NOW.value):
+        atime = _time(request.atime, request.atimensec) if valid & _ATIME else None
+        mtime = _time(request.mtime, request.mtimensec) if valid & _MTIME else None
+        if valid & (_ATIME_NOW | _MTIME_NOW):
             now = time.time_ns()
-            atime = now if valid & Fattr.ATIME_NOW.value else atime
-            mtime = now if valid & Fattr.MTIME_NOW.value else mtime
+            atime = now if valid & _ATIME_NOW else atime
+            mtime = now if valid & _MTIME_NOW else mtime
         changes = Changes(
-            mode=stat.S_IMODE(request.mode) if valid & Fattr.MODE.value else None,
-            uid=request.new_uid if valid & Fattr.UID.value else None,
-            gid=request.new_gid if valid & Fattr.GID.value else None,
-            size=request.size if valid & Fattr.SIZE.value else None,
+            mode=stat.S_IMODE(request.mode) if valid & _MODE else None,
+            uid=request.new_uid if valid & _UID else None,
+            gid=request.new_gid if valid & _GID else None,
+            size=request.size if valid & _SIZE else None,
             atime=atime,
             mtime=mtime,
-            ctime=_time(request.ctime, request.ctimensec) if valid & Fattr.CTIME.value else None,
-            opened=bool(valid & Fattr.FH.value),
+            ctime=_time(request.ctime, request.ctimensec) if valid & _CTIME else None,
+            opened=bool(valid & _FH),
         )
         call = self._fs.setattr(ROOT, request.nodeid, changes)
         return self._seen(await self._alter(call)).got

@@ -40,31 +40,45 @@ def pack_attributes(shown: Attributes) -> bytes:
     )
 
 
+_GOT: Final = ATTR_OUT.pack(_CACHE_S, 0, b"")[: -ATTR.size]
+"""A `fuse_attr_out` without its attributes."""
+_ENTRY_HEAD: Final = ENTRY_OUT.size - ATTR.size
+
+
 class PackedInode(KnownInode):
     """What is remembered of an inode, and the replies that show it.
 
     Attributes:
         lookups: how often the host's kernel was given it by name, and has not forgotten it.
-        entry: a packed `fuse_entry_out`.
-        got: a packed `fuse_attr_out`.
-        last: the attributes in them.
+        last: the attributes that were shown last.
     """
 
-    __slots__ = ("entry", "got", "last", "lookups")
+    __slots__ = ("_entry", "_packed", "last", "lookups")
 
     def __init__(self) -> None:
         super().__init__()
         self.lookups = 0
-        self.entry = b""
-        self.got = b""
         self.last: Attributes | None = None
+        self._entry = b""
+        self._packed = b""
 
     def show(self, attributes: Attributes, entry_s: int) -> None:
-        """Bring both replies up to date."""
+        """Bring both replies up to date; they are packed as far as they have in common."""
         self.moved = False
         if attributes is self.attributes or attributes == self.attributes:
             return
+        if self.attributes is None:
+            head = ENTRY_OUT.pack(attributes.inode, 0, entry_s, _CACHE_S, 0, 0, b"")
+            self._entry = head[:_ENTRY_HEAD]
         self.attributes = self.last = attributes
-        packed = pack_attributes(attributes)
-        self.entry = ENTRY_OUT.pack(attributes.inode, 0, entry_s, _CACHE_S, 0, 0, packed)
-        self.got = ATTR_OUT.pack(_CACHE_S, 0, packed)
+        self._packed = pack_attributes(attributes)
+
+    @property
+    def entry(self) -> bytes:
+        """A packed `fuse_entry_out`."""
+        return self._entry + self._packed
+
+    @property
+    def got(self) -> bytes:
+        """A packed `fuse_attr_out`."""
+        return _GOT + self._packed
