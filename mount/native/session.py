@@ -29,7 +29,7 @@ import errno
 import logging
 import os
 import types
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, Final
 
@@ -186,7 +186,13 @@ class NativeSession:
                 self._handle_other(request)
                 continue
             try:
-                body = await self._attended(handler(request), request)
+                steps = handler(request).__await__()
+                try:
+                    trap = next(steps)
+                except StopIteration as done:
+                    body: Bulk = done.value
+                else:
+                    body = await self._attended(steps, trap, request)
             except Exception as error:  # noqa: BLE001 - invariant 3
                 number = error_number(Opcode(request.opcode).name, error)
                 self._fail(request.opcode, request.unique, number)
@@ -195,15 +201,9 @@ class NativeSession:
 
     @types.coroutine
     def _attended(
-        self, call: Awaitable[Bulk], request: requests.Request
+        self, steps: Generator[Any, Any, Bulk], trap: Any, request: requests.Request
     ) -> Generator[Any, Any, Bulk]:
-        """Run a handler; if it suspends, so that an interrupt finds it."""
-        steps = call.__await__()
-        try:
-            trap = next(steps)
-        except StopIteration as done:
-            answered: Bulk = done.value
-            return answered
+        """Finish a handler that has suspended with `trap`, so that an interrupt finds it."""
         with trio.CancelScope() as scope:  # noqa: ASYNC100 - it waits in `yield from`
             self._under_way[request.unique] = scope, request.pid
             try:

@@ -26,6 +26,7 @@ _HEADER: Final = struct.Struct(HEADER)
 _HEADER_MEMBERS: Final = 6
 _PEEK: Final = struct.Struct("=II").unpack_from
 _EXTLEN: Final = struct.Struct("=36xH").unpack_from
+_NO_NAME: Final = "a name is empty, has no NUL, or has one inside"
 _PAIR: Final = struct.Struct("=QQ")
 
 Decode = Callable[[memoryview], Request]
@@ -46,7 +47,7 @@ def _one_name(octets: memoryview) -> bytes:
     name = bytes(octets)
     end = len(name) - 1
     if end < 1 or name.find(0) != end:
-        raise MalformedError("a name is empty, has no NUL, or has one inside")
+        raise MalformedError(_NO_NAME)
     return name[:end]
 
 
@@ -64,7 +65,11 @@ def _named(line: Operation) -> Decode:
 
     def decode(message: memoryview) -> Request:
         numbers = unpack(message)
-        made: Request = make(*numbers, _one_name(message[size:]))
+        name = message[size:].tobytes()  # `_one_name`, in place: LOOKUP is the most frequent
+        end = len(name) - 1
+        if end < 1 or name.find(0) != end:
+            raise MalformedError(_NO_NAME)
+        made: Request = make(*numbers, name[:end])
         return made
 
     return decode
