@@ -357,6 +357,9 @@ class FrontEnd(FileOperations[ShownInode], pyfuse3.Operations):
     @complete
     async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
         """Return an extended attribute's value."""
+        known = self._known.get(inode)
+        if known is not None and name in known.absent:
+            raise FUSEError(errno.ENODATA)  # asked before every write: two errors would be slow
         try:
             return bytes(await self._value(inode, name))
         except Exception as error:  # noqa: BLE001 - invariant 1
