@@ -196,6 +196,8 @@ class HostileServer(Server):
         """See `Hostile.misuse`."""
         if self.request.redelivered:
             return "ended: the kernel ended the incarnation that did it"
+        if name not in MISUSES:
+            return "nothing: a message of the hostile server to itself"
         try:
             if isinstance(self.task, IsolatedTask):
                 return MISUSES[name].isolated(self.task, self.request.id, number)

@@ -305,9 +305,10 @@ class Isolated:
             os.close(task.kept.pop(label))
         for label in list(task.kept_rights):
             task.kept_rights.pop(label).release()
+        while task.state is not State.RUNNING:  # it may have ended by itself a moment ago
+            await self._system.wait_changed()
         generation = task.id.generation
-        if task.engine is not None:
-            self._system.kernel.kill(task)
+        self._system.kernel.kill(task)
         while task.id.generation == generation or task.state is not State.RUNNING:
             await self._system.wait_changed()
         tables = Tables(self._system)

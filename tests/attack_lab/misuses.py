@@ -32,7 +32,7 @@ from core.userlib.isolated import IsolatedTask, TaskRight
 
 from .wire import Wire
 
-FLOOD: Final = 20_000
+FLOOD: Final = 5_000
 """Packets, lines or notifications of one flood."""
 _ALIVE, _TAKE, _SWALLOW, _MISUSE = 4, 2, 3, 1
 """Operations of the hostile server's own interface."""

@@ -11,6 +11,7 @@ from .promoted import DESTROYED, SUCCEEDED, outcomes
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(240)
 def test_every_way_out_is_stopped_written_down_and_harms_nobody() -> None:
     found, log = isolated()
     assert len(found) == len(WAYS) + len(MISUSES) + len(LIVES)
@@ -24,6 +25,7 @@ def test_every_way_out_is_stopped_written_down_and_harms_nobody() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(240)
 def test_the_same_code_promoted_is_stopped_by_nothing_of_ours() -> None:
     found = outcomes([*WAYS, *MISUSES])
     by_host = {way for way, words in found.items() if words.startswith("refused by the host")}
