@@ -32,6 +32,7 @@ from core.userlib.kernel_calls import PRIVILEGED, KernelCalls, PortInfo, RightIn
 from core.userlib.line import Packet
 
 from .attempts import printable
+from .descriptors import give_up
 from .endings import Order
 from .kernel import Kernel
 from .ports import KernelRight, receive_right
@@ -99,7 +100,7 @@ def serve_kernel_call(line: KernelLine, packet: Packet) -> None:
         raise
     finally:
         for number in descriptors:
-            os.close(number)
+            give_up(number)
 
 
 def _create_port(kernel: Kernel, task: KernelTask, _: Packet, label: str) -> int:
@@ -262,7 +263,7 @@ def forget(task: KernelTask, label: str) -> None:
     """Drop what is kept under the label."""
     number = task.kept.pop(label, None)
     if number is not None:
-        os.close(number)
+        give_up(number)
     right = task.kept_rights.pop(label, None)
     if right is not None:
         right.release()

@@ -36,6 +36,7 @@ from core.errors import (
 from core.userlib.interface import Bulk, Descriptor, octets
 from core.userlib.line import Packet, Region, aligned
 
+from .descriptors import give_up
 from .requests import Reply, Request
 
 _decode_error: Final = msgspec.msgpack.Decoder(tuple[int, int, str]).decode
@@ -153,7 +154,7 @@ def duplicates(numbers: Iterable[int]) -> tuple[int, ...]:
         made.extend(os.dup(number) for number in numbers)
     except OSError as error:
         for number in made:
-            os.close(number)
+            give_up(number)
         raise LimitError(f"a descriptor cannot be passed on: {error.strerror}") from None
     return tuple(made)
 

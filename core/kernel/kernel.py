@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -37,6 +36,7 @@ from core.userlib.interface import Interface, Operation
 
 from .attempts import Attempts, printable
 from .cargo import carry, check_receiver
+from .descriptors import give_up
 from .endings import Death, Ending, Order
 from .ports import KernelRight, Port, receive_right
 from .requests import Reply, Request, Waiter
@@ -311,7 +311,7 @@ class Kernel:
         task.names.clear()
         task.kept_rights.clear()
         for number in task.kept.values():
-            os.close(number)
+            give_up(number)
         task.kept.clear()
         if task.program.placement is Placement.JOINED:
             self.tasks.remove(task)

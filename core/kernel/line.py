@@ -8,7 +8,6 @@ gets its requests later, a client that does not read its answers is ended.
 
 from __future__ import annotations
 
-import os
 import socket
 import traceback
 from collections.abc import Callable, Sequence
@@ -47,6 +46,7 @@ from core.userlib.line import ANCILLARY_SIZE, Packet, Region, Slots, aligned, de
 from .burden import SMALL
 from .calls import serve_kernel_call
 from .cargo import check_bulk, enter, keep_copies, leave, load, read_error, read_reply, unload
+from .descriptors import give_up
 from .endings import Ending, Evidence, Order, ending_of
 from .faults import note_fault
 from .kernel import Kernel, forward_failed
@@ -143,13 +143,13 @@ class KernelLine:
             size, ancillary = 0, []
         if size == 0:
             for number in descriptors_in(ancillary):
-                os.close(number)
+                give_up(number)
             self.close()
             return False
         self.heard = True
         if self.task.engine is not self:
             for number in descriptors_in(ancillary):
-                os.close(number)  # it was retired, and has nothing to say any more
+                give_up(number)  # it was retired, and has nothing to say any more
             return True
         try:
             if ancillary or size < HEADER_SIZE or not self._take_simple(size):
@@ -166,7 +166,7 @@ class KernelLine:
             packet = Packet(self._view, size, descriptors)
         except ValueError as error:
             for number in descriptors:
-                os.close(number)
+                give_up(number)
             self.task.attempts.refused(BadMessageError(str(error)))
             self._answer_error(0, BadMessageError(f"packet of {size} octets: {error}"))
             return
@@ -252,7 +252,7 @@ class KernelLine:
             self._answer_error(packet.request, limit)
         finally:
             for number in packet.descriptors:
-                os.close(number)
+                give_up(number)
 
     def _rare(self, packet: Packet) -> None:
         kind, task = packet.kind, self.task
@@ -493,7 +493,7 @@ class KernelLine:
         parts = [header, *(NAME.pack(name) for name in names), fields, bytes(bulk)]
         self._send_or_keep(parts, reply.descriptors)
         for number in reply.descriptors:
-            os.close(number)
+            give_up(number)
 
     def refused(self, request: Request, error: AtollError) -> None:
         """Send an error to the client that is this task (`ClientEnd`)."""

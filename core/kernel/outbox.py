@@ -8,7 +8,6 @@ at fault.
 from __future__ import annotations
 
 import collections
-import os
 import socket
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -17,6 +16,7 @@ from core.abi import HEADER, LENT_LIMIT, NO_SLOT, WAITING_LIMIT, Kind
 from core.userlib.interface import Bulk
 
 from .cargo import duplicates
+from .descriptors import give_up
 
 PACKETS_LIMIT: Final = 4096
 """Packets that wait for a task to read."""
@@ -81,14 +81,14 @@ class Outbox:
             self._octets -= _size(parts)
             self._lent -= len(descriptors)
             for number in descriptors:
-                os.close(number)
+                give_up(number)
         return True
 
     def close(self) -> None:
         """Give up what waits."""
         for _, descriptors in self._waiting:
             for number in descriptors:
-                os.close(number)
+                give_up(number)
         self._waiting.clear()
 
 

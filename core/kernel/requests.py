@@ -8,7 +8,6 @@ that it can be delivered again after its server's death.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
@@ -18,6 +17,8 @@ import trio
 from core.abi import FIELDS_LIMIT, NO_SLOT
 from core.errors import AtollError, BadMessageError, MessageTooLargeError, ServerFaultError
 from core.userlib.interface import Bulk, Descriptor, Operation, encode
+
+from .descriptors import give_up
 
 if TYPE_CHECKING:
     from .ports import KernelRight
@@ -66,7 +67,7 @@ class Reply:
         for right in self.rights:
             right.release()
         for number in self.descriptors:
-            os.close(number)
+            give_up(number)
 
 
 class ClientEnd(Protocol):
@@ -197,7 +198,7 @@ class Request:
         for right in self.rights:
             right.release()
         for number in self.descriptors:
-            os.close(number)
+            give_up(number)
         self.rights = self.descriptors = ()
         if self.weight is not None and self.client is not None:
             self.client.burden.put_down(*self.weight)

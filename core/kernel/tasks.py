@@ -17,7 +17,6 @@ from __future__ import annotations
 import collections
 import enum
 import itertools
-import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -27,6 +26,7 @@ from core.abi import NAMES_LIMIT, RightKind, TaskId
 from core.errors import LimitError, NoRightError
 
 from .burden import Burden
+from .descriptors import give_up
 from .endings import RECENT_MESSAGES
 from .outages import Outages
 
@@ -192,7 +192,7 @@ class KernelTask:
         old = self.kept.get(label)
         self.kept[label] = number
         if old is not None:
-            os.close(old)
+            give_up(old)
 
     def no_senders(self, port: Port, badge: int) -> None:
         """Tell the incarnation, or remember until there is one."""

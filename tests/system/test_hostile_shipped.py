@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -165,3 +169,41 @@ def test_last_words_that_are_no_text_cost_only_their_speaker(
         name = task.name
     gone(door, name)
     assert "kernel: a packet" not in system.run.log_path.read_text()
+
+
+_SENDER = """
+import os, sys
+from pathlib import Path
+from core.abi import Kind
+from core.userlib.joined import join
+with join(Path(sys.argv[1])) as task:
+    number = os.open(sys.argv[2], os.O_RDWR | os.O_CREAT)
+    os.write(number, b"x" * 300_000)
+    task.line.send(Kind.SEND, operation=63, name=99, request=1, descriptors=(number,))
+    sys.stdout.write("sent")
+    sys.stdout.flush()
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.needs_root
+@pytest.mark.needs_fuse
+def test_a_file_of_the_own_mount_does_not_stop_the_kernel_that_closes_it() -> None:
+    """What is dirty goes back through the front end, in the process that closes."""
+    system = LiveSystem("own")
+    try:
+        mount = system.up("--net", "none")["mountpoint"]
+        words = [sys.executable, "-c", _SENDER, str(system.run.control_path), f"{mount}/file"]
+        with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as sender:
+            assert sender.stdout is not None
+            assert sender.stdout.read(4) == b"sent"
+            try:
+                done = system.atoll("ps", timeout_s=20)
+            except subprocess.TimeoutExpired:
+                os.kill(system.kernel, signal.SIGKILL)  # else the sender could not end either
+                raise
+            finally:
+                sender.communicate()
+        assert done.returncode == 0
+    finally:
+        system.close()
