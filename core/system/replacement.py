@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 
 LOAD_TIMEOUT_S: Final = 30.0
 """How long the loading of changed code may take; the old version serves meanwhile."""
+_ON_ITS_WAY: Final = (State.STARTING, State.ENDING)
+"""How it ended is not known before it has: a closed line is no reason yet."""
 _STOP_TRIES: Final = 3
 _LINES: Final = 12
 """Lines of a traceback that a command shows; all of it is in the log."""
@@ -377,7 +379,7 @@ class Replacement:
         except TaskError as error:
             return error.detail
         with trio.move_on_after(self._patience_s):
-            while task.state is State.STARTING and task.id.generation == ends[1]:
+            while task.state in _ON_ITS_WAY and task.id.generation == ends[1]:
                 await system.wait_changed()
         if task.state is State.RUNNING:
             return ""
