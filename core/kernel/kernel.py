@@ -12,7 +12,6 @@ tables are consistent whenever another trio task sees them. What does I/O is pas
 
 from __future__ import annotations
 
-import functools
 import itertools
 import time
 from collections.abc import Callable
@@ -95,7 +94,7 @@ class Kernel:
         if len(task.ports) >= PORTS_LIMIT:
             raise LimitError(f"task {task.name} has {PORTS_LIMIT} ports")
         port = Port(self._next_port(), printable(label), interface, task)
-        port.end = functools.partial(self.destroy_port, port)
+        port.end = self.destroy_port
         self.ports[port.id] = port
         task.ports.add(port)
         return port
@@ -314,6 +313,7 @@ class Kernel:
             give_up(number)
         task.kept.clear()
         if task.program.placement is Placement.JOINED:
+            task.main_port = None  # they know each other: only the collector would part them
             self.tasks.remove(task)
 
     # -- messages ----------------------------------------------------------------------------------

@@ -93,7 +93,7 @@ class Port:
         self.queue: collections.deque[Request] = collections.deque()
         self.in_flight: dict[int, Request] = {}
         self.senders: dict[int, int] = {}
-        self.end: Callable[[str], None] = lambda reason: None
+        self.end: Callable[[Port, str], None] = lambda port, reason: None
         self.bits = 0
         self.gone: dict[int, int] = {}
         self.told: dict[int, int] = {}
@@ -252,7 +252,7 @@ class KernelRight(Right):
             return
         if self.kind is RightKind.RECEIVE:
             if port.alive:
-                port.end("its receive right was given up")
+                port.end(port, "its receive right was given up")
             return
         left = port.senders[self.badge] - 1
         if left:

@@ -115,6 +115,7 @@ def stop_listening(line: KernelLine) -> None:
     """The incarnation is over: close its listener, and say what is still unsaid of its attempts."""
     if line.reports is not None:
         line.reports.close()
+        line.reports = None  # it knows the line, and thousands may die before the collector comes
     line.task.attempts.settle()
     line.task.voice.settle()
 
