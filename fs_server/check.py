@@ -86,6 +86,12 @@ _QUERIES: Final = (
                 OR (SELECT COUNT(*) FROM entry WHERE entry.inode = number) != 1)""",
     ),
     (
+        "of all that is no directory, only nameless files have a parent",
+        "inode {0} has {1} links and parent {2}",
+        f"SELECT number, links, parent FROM inode WHERE NOT {_DIRECTORY} AND parent != 0"
+        f" AND (links != 0 OR NOT {_FILE})",
+    ),
+    (
         "extents belong to files",
         "inode {0} has extents and is no file",
         f"""SELECT DISTINCT extent.inode FROM extent LEFT JOIN inode ON number = extent.inode

@@ -47,7 +47,8 @@ _ALLOCATE_MODES: Final = (
 _LAST_BLOCK: Final = 1 << 52
 
 
-def _regular(tables: Tables, number: int) -> Inode:
+def regular(tables: Tables, number: int) -> Inode:
+    """Return a regular file. Raises: Refused, EISDIR or EINVAL for other kinds, ESTALE for none."""
     inode = tables.inodes.find(number)
     if not inode.is_file:
         raise Refused(errno.EISDIR if inode.is_directory else errno.EINVAL)
@@ -97,7 +98,7 @@ def readable(tables: Tables, number: int, offset: int, size: int) -> int:
     Raises:
         Refused: EISDIR, EINVAL for other kinds and impossible numbers.
     """
-    inode = _regular(tables, number)
+    inode = regular(tables, number)
     if offset < 0 or size < 0:
         raise Refused(errno.EINVAL, f"offset {offset}, size {size}")
     return max(0, min(size, BULK_LIMIT, inode.size - offset))
@@ -108,7 +109,7 @@ def readable(tables: Tables, number: int, offset: int, size: int) -> int:
 
 def write(tables: Tables, caller: Caller, number: int, offset: int, data: Bulk) -> int:
     """See `FileSystem.write`."""
-    inode = _regular(tables, number)
+    inode = regular(tables, number)
     size = len(data)
     end = offset + size
     if offset < 0:
@@ -224,7 +225,7 @@ def allocate(
     """See `FileSystem.allocate`."""
     if mode not in _ALLOCATE_MODES:
         raise Refused(errno.EOPNOTSUPP, f"fallocate mode {mode:#x}")
-    inode = _regular(tables, number)
+    inode = regular(tables, number)
     if offset < 0 or size <= 0:
         raise Refused(errno.EINVAL, f"offset {offset}, size {size}")
     end = offset + size
@@ -277,9 +278,21 @@ def _punch(tables: Tables, inode: Inode, offset: int, end: int) -> None:
     _remove(tables, inode, first, last)
 
 
+def insert_hole(tables: Tables, caller: Caller, inode: Inode, offset: int, end: int) -> None:
+    """Write zeros that take no room; the file grows if they lie behind its end."""
+    if end > inode.size:
+        _zero(tables, tables.extents(inode), inode.size, end)
+    _punch(tables, inode, offset, end)
+    drop_privileges(tables, inode, caller)
+    inode.size = max(inode.size, end)
+    inode.touch(tables.clock())
+    tables.inodes.save_contents(inode, alone=False)
+    tables.note(inode.number, data=True)
+
+
 def seek(tables: Tables, number: int, offset: int, whence: int) -> int:
     """See `FileSystem.seek`."""
-    inode = _regular(tables, number)
+    inode = regular(tables, number)
     if whence not in {os.SEEK_DATA, os.SEEK_HOLE} or offset < 0:
         raise Refused(errno.EINVAL, f"offset {offset}, whence {whence}")
     if offset >= inode.size:

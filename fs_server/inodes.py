@@ -30,7 +30,7 @@ _COLUMNS: Final = (
     "number, mode, links, uid, gid, device, size, blocks, atime, mtime, ctime, parent, sequence"
 )
 _SELECT: Final = f"SELECT {_COLUMNS} FROM inode WHERE number = ?"  # noqa: S608 - a constant
-_INSERT: Final = f"INSERT INTO inode({_COLUMNS}, target) VALUES({', '.join('?' * 14)})"
+_INSERT: Final = f"INSERT INTO inode({_COLUMNS}, target, birth) VALUES({', '.join('?' * 15)})"
 _UPDATE: Final = (
     "UPDATE inode SET mode = ?, links = ?, uid = ?, gid = ?, atime = ?, mtime = ?, ctime = ?,"
     " parent = ?, sequence = ? WHERE number = ?"
@@ -170,16 +170,17 @@ class Inodes:
         device: int = 0,
         parent: int = 0,
         target: bytes | None = None,
+        named: bool = True,
     ) -> Inode:
-        """Make and store an inode with one link, a directory with two."""
+        """Make and store an inode with one link, a directory with two, a nameless one with none."""
         number = self._number()
         is_directory = stat.S_ISDIR(mode)
         row = (
-            *(number, mode, 2 if is_directory else 1, *owner, device),
+            *(number, mode, 2 if is_directory else int(named), *owner, device),
             *(len(target or b""), 0, now, now, now),
             *(parent, FIRST_SEQUENCE if is_directory else 0),
         )
-        self._store.write(_INSERT, (*row, target))
+        self._store.write(_INSERT, (*row, target, now))
         inode = Inode(row)
         inode.extents = Extents()
         inode.attributes = {}
@@ -240,6 +241,11 @@ class Inodes:
             found = self._store.value("SELECT target FROM inode WHERE number = ?", (inode.number,))
             inode.target = bytes(found)
         return inode.target
+
+    def birth(self, inode: Inode) -> int:
+        """Return when an inode was made, in nanoseconds since 1970; 0: it was not stored."""
+        found = self._store.value("SELECT birth FROM inode WHERE number = ?", (inode.number,))
+        return int(found or 0)
 
     def orphans(self) -> list[int]:
         """Return the inodes without links."""

@@ -42,6 +42,9 @@ XATTR_SIZE_LIMIT: Final = 65_536
 FILE_LIMIT: Final = 1 << 60
 """Octets in one file; beyond it EFBIG."""
 
+COPY_LIMIT: Final = 4 << 20
+"""Octets that one `copy` copies; a hole may be longer."""
+
 ALLOCATE_KEEP_SIZE: Final = 0x01
 ALLOCATE_PUNCH_HOLE: Final = 0x02
 ALLOCATE_ZERO_RANGE: Final = 0x10
@@ -290,3 +293,24 @@ class FileSystem(Interface):
         The oldest comes first, at most `CHANGES_LIMIT`: call again until the list is empty.
         `Change(inode=0)` means: more than the server remembers; drop everything you cache.
         """
+
+    @operation
+    async def tmpfile(self, caller: Caller, parent: int, mode: int, flags: int) -> Attributes:
+        """Make a regular file without a name, and open it (`flags` as in open(2)).
+
+        It goes with its last open, unless it got a `link` before, which O_EXCL forbids for ever.
+        """
+
+    @operation
+    async def copy(
+        self, caller: Caller, source: int, position: int, inode: int, offset: int, size: int
+    ) -> int:
+        """Copy octets at `position` of file `source` to `offset` of file `inode`.
+
+        Returns their count, which may be lower than `size` (see `COPY_LIMIT`), and is 0 only at the
+        end of `source`. A hole is copied as a hole. Within one file the ranges must not overlap.
+        """
+
+    @operation(idempotent=True)
+    async def birth(self, inode: int) -> int:
+        """Return when the inode was made, in nanoseconds since 1970; 0: that is not known."""

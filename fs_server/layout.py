@@ -12,7 +12,9 @@
 
     meta.db   volume      key -> value: format, uuid, blocks, next_inode, syncs, mark
               inode       number -> mode, links, owners, size, times; of a directory also its parent
-                          and the next sequence number; of a symbolic link its target
+                          and the next sequence number; of a symbolic link its target; of a file
+                          that was made without a name, the directory it was made in, until it
+                          gets a link
               entry       (directory, name) -> sequence, inode
                           and by (directory, sequence), which is the order of listings
               extent      (inode, first block in the file) -> first block in the volume, count
@@ -62,11 +64,15 @@ small (measured per create: 31 µs and 5 kB with 1 KiB, 37 µs and 20 kB with 4 
 FIRST_SEQUENCE: Final = 3
 """Sequence of a directory's first entry; 1 and 2 are '.' and '..'."""
 
+ADD_BIRTHS: Final = "ALTER TABLE inode ADD COLUMN birth INT"
+"""What a volume lacks that was made before births were stored: those of its files are not known."""
+
 SCHEMA: Final = (
     "CREATE TABLE volume(key TEXT PRIMARY KEY, value) WITHOUT ROWID",
     """CREATE TABLE inode(
         number INTEGER PRIMARY KEY, mode INT, links INT, uid INT, gid INT, device INT, size INT,
-        blocks INT, atime INT, mtime INT, ctime INT, parent INT, sequence INT, target BLOB)""",
+        blocks INT, atime INT, mtime INT, ctime INT, parent INT, sequence INT, target BLOB,
+        birth INT)""",
     "CREATE INDEX orphan ON inode(number) WHERE links = 0",
     """CREATE TABLE entry(
         directory INT, name BLOB, sequence INT, inode INT,

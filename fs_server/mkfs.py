@@ -119,7 +119,7 @@ def make_metadata(
     }
     root = (
         *(ROOT_INODE, stat.S_IFDIR | mode & 0o7777, 2, *owner, 0, 0, 0),
-        *(now, now, now, ROOT_INODE, FIRST_SEQUENCE, None),
+        *(now, now, now, ROOT_INODE, FIRST_SEQUENCE, None, now),
     )
     unfinished = directory / f"{METADATA_NAME}.new"
     for suffix in ("", "-wal"):

@@ -165,12 +165,13 @@ def link(tables: Tables, caller: Caller, inode: int, parent: int, name: bytes) -
     directory = room_for(tables, caller, parent, name)
     if found.is_directory:
         raise Refused(errno.EPERM, "directories have one entry only")
-    if not found.links:
+    if not found.links and not found.parent:
         raise Refused(errno.ENOENT, "the file was removed")
     if found.links >= LINK_LIMIT:
         raise Refused(errno.EMLINK)
     now = tables.clock()
     found.links += 1
+    found.parent = 0
     found.ctime = now
     tables.inodes.save(found)
     tables.note(inode)
@@ -233,6 +234,28 @@ def create(
     inode = tables.inodes.find(number)
     check_open(inode, caller, flags)
     truncate_opened(tables, inode, caller, flags)
+    return inode.view()
+
+
+def tmpfile(
+    tables: Tables, caller: Caller, parent: int, mode: int, flags: int, client: int
+) -> Attributes:
+    """See `FileSystem.tmpfile`; the open is counted here, see `Opens.retract`."""
+    if mode < 0 or flags < 0:
+        raise Refused(errno.EINVAL)
+    check_caller(caller)
+    directory = tables.inodes.directory(parent)
+    demand(directory, caller, EXECUTE)
+    _demand_room(directory, caller)
+    mode, gid = birth(directory, caller, stat.S_IFREG | mode & MODE_BITS)
+    inode = tables.inodes.make(
+        mode,
+        (caller.uid, gid),
+        tables.clock(),
+        parent=0 if flags & os.O_EXCL else parent,
+        named=False,
+    )
+    tables.opens.add(tables.store.request, client, inode.number)
     return inode.view()
 
 

@@ -55,6 +55,8 @@ class Opens:
         self._first_capacity = capacity
         self._clients: dict[int, dict[int, int]] = {}
         self._totals: dict[int, int] = {}
+        self._newest = (0, 0)
+        """Client and inode of the newest record."""
         self.last_request = 0
         if kept is None or not self._read(kept):
             self._start()
@@ -73,6 +75,7 @@ class Opens:
         for index in range(count):
             record = _RECORD.unpack_from(memory, _HEADER.size + index * _RECORD.size)
             self.last_request, client, inode, opens = record
+            self._newest = client, inode
             self._set(client, inode, opens)
         self._memory = memory
         self._capacity = (size - _HEADER.size) // _RECORD.size
@@ -121,6 +124,7 @@ class Opens:
         if self._used == self._capacity:
             self._start()
         self._set(client, inode, opens)
+        self._newest = client, inode
         self.last_request = request
         position = _HEADER.size + self._used * _RECORD.size
         _RECORD.pack_into(self._memory, position, request, client, inode, opens)
@@ -145,6 +149,16 @@ class Opens:
             return False
         self._note(request, client, inode, opens - 1)
         return True
+
+    def retract(self, exists: Callable[[int], bool]) -> None:
+        """Take the newest open back if its inode is not there.
+
+        A file that is made without a name is counted open before it is committed, because it would
+        be freed at once if a death came between. This is for a commit that did not come.
+        """
+        client, inode = self._newest
+        if self.count(client, inode) and not exists(inode):
+            self._note(0, client, inode, 0)
 
     def drop_client(self, client: int) -> list[int]:
         """Forget all opens of a client. Returns the inodes that nobody has open any more."""

@@ -325,6 +325,10 @@ class FileServer(Server):
             return self._changing(self.volume.setattr, caller, inode, changes)
         return self._once("setattr", self.volume.setattr, caller, inode, changes)
 
+    def birth(self, inode: int) -> int:
+        """See `FileSystem.birth`."""
+        return self.volume.birth(inode)
+
     def access(self, caller: Caller, inode: int, mode: int) -> None:
         """See `FileSystem.access`."""
         self.volume.access(caller, inode, mode)
@@ -360,6 +364,11 @@ class FileServer(Server):
         self.volume.opened(self.request.id, client, attributes.inode)
         return attributes
 
+    def tmpfile(self, caller: Caller, parent: int, mode: int, flags: int) -> Attributes:
+        """See `FileSystem.tmpfile`."""
+        tmpfile = self.volume.tmpfile
+        return self._once("tmpfile", tmpfile, caller, parent, mode, flags, self.request.badge)
+
     def open(self, caller: Caller, inode: int, flags: int) -> Attributes:
         """See `FileSystem.open`."""
         client = self.request.badge
@@ -391,6 +400,13 @@ class FileServer(Server):
     def sync(self) -> None:
         """See `FileSystem.sync`."""
         self.volume.settle()
+
+    def copy(
+        self, caller: Caller, source: int, position: int, inode: int, offset: int, size: int
+    ) -> int:
+        """See `FileSystem.copy`."""
+        copy = self.volume.copy
+        return self._once("copy", copy, caller, source, position, inode, offset, size)
 
     def allocate(self, caller: Caller, inode: int, mode: int, offset: int, size: int) -> None:
         """See `FileSystem.allocate`."""

@@ -61,6 +61,11 @@ def check_open(inode: Inode, caller: Caller, flags: int) -> None:
     demand(inode, caller, wanted)
 
 
+def birth(tables: Tables, inode: int) -> int:
+    """See `FileSystem.birth`."""
+    return tables.inodes.birth(tables.inodes.find(inode))
+
+
 def truncate_opened(tables: Tables, inode: Inode, caller: Caller, flags: int) -> None:
     """Empty a file that was opened with O_TRUNC."""
     if flags & os.O_TRUNC:

@@ -21,6 +21,7 @@ from weakref import WeakValueDictionary
 import apsw
 
 from .layout import (
+    ADD_BIRTHS,
     APPLICATION_ID,
     FORMAT,
     METADATA_NAME,
@@ -157,6 +158,12 @@ class Store:
         self.execute("COMMIT")
         self.begun = False
         self.unsynced = True
+
+    def add_births(self) -> None:
+        """Make room for the times of birth in a volume that has none."""
+        columns = {name for _, name, *_ in self.rows("PRAGMA table_info(inode)")}
+        if "birth" not in columns:
+            self.execute(ADD_BIRTHS)
 
     def roll_back(self) -> None:
         """Undo the transaction under way."""

@@ -41,7 +41,7 @@ import msgspec
 from core.errors import Refused
 from core.userlib.interface import Bulk
 
-from . import contents, naming, renaming, status, xattrs
+from . import contents, copying, naming, renaming, status, xattrs
 from .allocator import Allocator
 from .data import DataFile
 from .entries import Entries
@@ -108,6 +108,7 @@ class Volume:
         self.store = Store(directory, vfs, take_over=take_over)
         self._cache_limit = cache_limit
         try:
+            self.store.add_births()
             self.blocks: int = self.store.setting("blocks")
             self._data = _open_data(directory, data, self.blocks, observer)
             self._clock = clock
@@ -119,6 +120,7 @@ class Volume:
             self._load()
             with contextlib.suppress(HostError):  # it is tried again before blocks are taken
                 self._mark_volume()
+            self._opens.retract(self._exists)
             self._free_orphans()
         except apsw.Error as error:
             self.store.close()
@@ -417,6 +419,10 @@ class Volume:
             found = self._host(self.tables.inodes.find, inode)
         return found.view()
 
+    def birth(self, inode: int) -> int:
+        """See `FileSystem.birth`."""
+        return self._host(status.birth, self.tables, inode)
+
     def setattr(self, caller: Caller, inode: int, changes: Changes) -> Attributes:
         """See `FileSystem.setattr`."""
         return self._change(status.set_attributes, caller, inode, changes)
@@ -451,6 +457,16 @@ class Volume:
         self._opens.add(self.store.request, client, attributes.inode)
         return attributes
 
+    def tmpfile(
+        self, caller: Caller, parent: int, mode: int, flags: int, client: int = 0
+    ) -> Attributes:
+        """See `FileSystem.tmpfile`; `client` is who has it open then."""
+        try:
+            return self._change(naming.tmpfile, caller, parent, mode, flags, client)
+        except Refused:
+            self._host(self._opens.retract, self._exists)
+            raise
+
     def open(self, caller: Caller, inode: int, flags: int, client: int = 0) -> Attributes:
         """See `FileSystem.open`; `client` is who has it open then."""
         attributes = self._change(status.open_file, caller, inode, flags)
@@ -483,6 +499,9 @@ class Volume:
         except Refused:  # it is gone: a redelivered release
             return False
 
+    def _exists(self, number: int) -> bool:
+        return self.store.value("SELECT 1 FROM inode WHERE number = ?", (number,)) is not None
+
     def read(self, inode: int, offset: int, size: int) -> bytes:
         """See `FileSystem.read`; `read_into` does not copy."""
         view = memoryview(bytearray(self.readable(inode, offset, size)))
@@ -508,6 +527,12 @@ class Volume:
     def write(self, caller: Caller, inode: int, offset: int, data: Bulk) -> int:
         """See `FileSystem.write`."""
         return self._change(contents.write, caller, inode, offset, data)
+
+    def copy(
+        self, caller: Caller, source: int, position: int, inode: int, offset: int, size: int
+    ) -> int:
+        """See `FileSystem.copy`."""
+        return self._change(copying.copy, caller, source, position, inode, offset, size)
 
     def allocate(self, caller: Caller, inode: int, mode: int, offset: int, size: int) -> None:
         """See `FileSystem.allocate`."""

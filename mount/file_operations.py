@@ -105,14 +105,27 @@ class FileOperations(Generic[KnownT]):
         return caller
 
     async def _make(
-        self, uid: int, gid: int, pid: int, call: Callable[[Caller], Awaitable[Attributes]]
+        self,
+        uid: int,
+        gid: int,
+        pid: int,
+        call: Callable[[Caller], Awaitable[Attributes]],
+        told: tuple[int, ...] | None = None,
     ) -> Attributes:
-        """Make something that will be the caller's, with its groups if it takes them."""
-        caller = self._caller(uid, gid)
+        """Make something that will be the caller's, with its groups if it takes them.
+
+        Args:
+            told: its groups as far as they matter, if the host's kernel tells them.
+        """
+        caller = Caller(uid, gid, told, 0) if told else self._caller(uid, gid)
         try:
             return await call(caller)
         except Refused as refusal:
-            if not caller.uid or refusal.errno not in {errno.EACCES, errno.EPERM}:
+            if (
+                told is not None
+                or not caller.uid
+                or refusal.errno not in {errno.EACCES, errno.EPERM}
+            ):
                 raise
             with contextlib.suppress(OSError, RuntimeError, ValueError):
                 groups = tuple(sorted(self._groups(pid)))

@@ -32,14 +32,16 @@ from fs_server.interface import ROOT_INODE, Attributes, Caller, Changes, Entry, 
 from mount.file_operations import APPEND, INODE_BITS, ROOT, FileOperations
 from mount.known_inode import CACHE_S, ENTRY_SHORTLY_S
 
+from . import file_flags
 from .packed_inode import PackedInode
 from .protocol import layouts, requests
 from .protocol.directory import Listing, parse_listing
 from .protocol.flags import Fattr, Flag, Opened
 from .protocol.opcodes import Opcode
-from .protocol.replies import GetxattrOut, Kstatfs, LseekOut
+from .protocol.replies import CopyFileRangeOut, GetxattrOut, Kstatfs, LseekOut
 
 Handler = Callable[[Any], Awaitable[Bulk]]
+Makes = requests.Create | requests.Mknod | requests.Mkdir | requests.Symlink
 
 _KEPT: Final = Opened.KEEP_CACHE.value
 _NOTHING: Final = b""
@@ -68,6 +70,7 @@ MAKES_ENTRY: Final = frozenset(
         Opcode.SYMLINK.value,
         Opcode.LINK.value,
         Opcode.CREATE.value,
+        Opcode.TMPFILE.value,
     }
 )
 """Opcodes whose good reply begins with an entry."""
@@ -92,11 +95,13 @@ class NativeFrontEnd(FileOperations[PackedInode]):
 
     Attributes:
         handlers: by opcode. What is not here is not done: ENOSYS.
+        groups_told: the host's kernel says which of the caller's groups matters, if one does.
     """
 
     def __init__(self, fs: FileSystem, *, writeback: bool = False) -> None:
         super().__init__(fs, writeback=writeback)
         self._entry_s = int(CACHE_S)
+        self.groups_told = False
         self.handlers: dict[int, Handler] = {
             opcode.value: getattr(self, f"_on_{opcode.name.lower()}")
             for opcode in Opcode
@@ -157,9 +162,10 @@ class NativeFrontEnd(FileOperations[PackedInode]):
         return map(int, line.split()[1:])
 
     async def _made(
-        self, request: requests.Request, call: Callable[[Caller], Awaitable[Attributes]]
+        self, request: Makes, call: Callable[[Caller], Awaitable[Attributes]]
     ) -> Attributes:
-        return await self._make(request.uid, request.gid, request.pid, call)
+        told = (request.extensions.groups or ()) if self.groups_told else None
+        return await self._make(request.uid, request.gid, request.pid, call, told)
 
     # Names
 
@@ -231,22 +237,31 @@ class NativeFrontEnd(FileOperations[PackedInode]):
         try:
             attributes = await self._fs.getattr(request.nodeid)
         except Refused as refusal:
-            if refusal.errno not in {errno.ESTALE, errno.ENOENT}:
-                raise
-            return self._departed(request.nodeid, refusal)
+            return self._departed(request.nodeid, refusal).got
         return self._seen(attributes).got
 
-    def _departed(self, inode: int, refusal: Refused) -> bytes:
-        """Return the last attributes of an inode that is gone, but that a process still refers to.
+    def _departed(self, inode: int, refusal: Refused) -> PackedInode:
+        """Return an inode that is gone, but that a process still refers to, as it was last.
 
         A working directory that was removed, or a path descriptor: nothing that counts as an open.
         """
         known = self._known.get(inode)
-        if known is None or known.last is None:
+        gone = refusal.errno in {errno.ESTALE, errno.ENOENT}
+        if not gone or known is None or known.last is None:
             raise refusal
         known.attributes = None
         known.show(msgspec.structs.replace(known.last, links=0), self._entry_s)
-        return known.got
+        return known
+
+    async def _on_statx(self, request: requests.Statx) -> Bulk:
+        inode = request.nodeid
+        try:
+            known = self._seen(await self._fs.getattr(inode))
+            if known.birth is None:
+                known.birth = await self._fs.birth(inode)
+        except Refused as refusal:
+            known = self._departed(inode, refusal)
+        return known.statx()
 
     async def _on_setattr(self, request: requests.Setattr) -> Bulk:
         """Change attributes. The host's kernel has checked the caller and adjusted the mode."""
@@ -293,11 +308,12 @@ class NativeFrontEnd(FileOperations[PackedInode]):
     # Data
 
     async def _on_open(self, request: requests.Open) -> Bulk:
-        inode, flags = request.nodeid, request.flags
-        self._seen(await self._fs.open(ROOT, inode, flags))
+        flags = request.flags
+        attributes = await self._fs.open(ROOT, request.nodeid, flags)
+        self._seen(attributes)
         if flags & os.O_TRUNC:
             self._turn += 1
-        return _OPENED(inode | APPEND if flags & os.O_APPEND else inode, _KEPT, 0)
+        return self._opened(attributes, flags)
 
     async def _on_create(self, request: requests.Create) -> Bulk:
         make = functools.partial(
@@ -308,8 +324,21 @@ class NativeFrontEnd(FileOperations[PackedInode]):
             flags=request.flags,
         )
         attributes = await self._made(request, make)
-        append = APPEND if request.flags & os.O_APPEND else 0
-        return self._entry(attributes) + _OPENED(attributes.inode | append, _KEPT, 0)
+        return self._entry(attributes) + self._opened(attributes, request.flags)
+
+    async def _on_tmpfile(self, request: requests.Create) -> Bulk:
+        make = functools.partial(
+            self._fs.tmpfile,
+            parent=request.nodeid,
+            mode=stat.S_IMODE(request.mode),
+            flags=request.flags,
+        )
+        attributes = await self._made(request, make)
+        return self._entry(attributes) + self._opened(attributes, request.flags)
+
+    def _opened(self, attributes: Attributes, flags: int) -> bytes:
+        append = APPEND if flags & os.O_APPEND else 0
+        return _OPENED(attributes.inode | append, _KEPT, 0)
 
     async def _on_release(self, request: requests.Release) -> Bulk:
         await self._fs.release(request.fh & INODE_BITS)
@@ -339,6 +368,23 @@ class NativeFrontEnd(FileOperations[PackedInode]):
     async def _on_lseek(self, request: requests.Lseek) -> Bulk:
         inode = request.fh & INODE_BITS
         return LseekOut(await self._fs.seek(inode, request.offset, request.whence)).pack()
+
+    async def _copy(self, request: requests.CopyFileRange) -> int:
+        if request.flags:
+            raise Refused(errno.EINVAL, f"flags {request.flags:#x}")
+        source, target = request.fh_in & INODE_BITS, request.fh_out & INODE_BITS
+        return await self._alter(
+            self._fs.copy(ROOT, source, request.off_in, target, request.off_out, request.len)
+        )
+
+    async def _on_copy_file_range(self, request: requests.CopyFileRange) -> Bulk:
+        return _WRITTEN(await self._copy(request))
+
+    async def _on_copy_file_range_64(self, request: requests.CopyFileRange) -> Bulk:
+        return CopyFileRangeOut(await self._copy(request)).pack()
+
+    async def _on_ioctl(self, request: requests.Ioctl) -> Bulk:
+        return file_flags.answer(request)
 
     # Directories
 

@@ -50,7 +50,7 @@ from .protocol.flags import MIN_READ_BUFFER, Init
 from .protocol.malformed import MalformedError, VersionError
 from .protocol.negotiation import Agreement, Wishes, negotiate
 from .protocol.opcodes import Opcode
-from .protocol.operations import UNANSWERED
+from .protocol.operations import OPERATIONS, UNANSWERED
 from .protocol.replies import HEADER_SIZE, error_reply, pack_header
 from .signals import is_ending
 
@@ -60,6 +60,8 @@ WORKERS_LIMIT: Final = 32
 """Requests that can be with the file server at once."""
 HEED_S: Final = 0.05
 """Seconds between two looks at a process that was interrupted and lives."""
+DECLINED_LIMIT: Final = 64
+"""Kinds of requests of which the log says that they are not served."""
 FEATURES: Final = (
     Init.ASYNC_READ
     | Init.ATOMIC_O_TRUNC
@@ -73,6 +75,7 @@ FEATURES: Final = (
     | Init.MAX_PAGES
     | Init.CACHE_SYMLINKS
     | Init.HAS_EXPIRE_ONLY
+    | Init.CREATE_SUPP_GROUP
 )
 _SHORT: Final = 4096
 """Octets of a reply up to which joining header and body is cheaper than writing two pieces."""
@@ -101,6 +104,7 @@ class NativeSession:
         self._front_end = front_end
         self._handlers = front_end.handlers
         self._under_way: dict[int, tuple[trio.CancelScope, int]] = {}
+        self._declined: set[int] = set()
         self._decode = Decoder().decode
         self._nursery: trio.Nursery | None = None
         features = FEATURES
@@ -116,6 +120,8 @@ class NativeSession:
             try:
                 agreed = await self._begin()
                 if agreed is not None:
+                    told = Init.CREATE_SUPP_GROUP in agreed.features
+                    self._front_end.groups_told = told
                     self._front_end.initialised()
                     self.begun.set()
                     await self._serve(agreed.buffer_size)
@@ -226,7 +232,16 @@ class NativeSession:
             case _ if request.opcode == Opcode.DESTROY:
                 self._write(error_reply(request.unique, 0))
             case _:
-                self._fail(request.opcode, request.unique, errno.ENOSYS)
+                self._decline(request)
+
+    def _decline(self, request: requests.Request) -> None:
+        """Say of what nobody knows here that it is not done; and in the log, once of each kind."""
+        opcode = request.opcode
+        if opcode not in self._declined and len(self._declined) < DECLINED_LIMIT:
+            self._declined.add(opcode)
+            name = Opcode(opcode).name if opcode in OPERATIONS else "of an unknown kind"
+            log.info("a request %s (%d) is not served", name, opcode)
+        self._fail(opcode, request.unique, errno.ENOSYS)
 
     async def _heed(self, unique: int) -> None:
         """Cancel a request when nobody will be there to take its answer."""

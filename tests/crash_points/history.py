@@ -48,7 +48,7 @@ SYNCING: Final = ("fsync", "sync", *OWN_WORK)
 """What makes everything before it durable."""
 CHANGING: Final = (
     "mknod", "mkdir", "symlink", "link", "unlink", "rmdir", "rename", "create", "open", "release",
-    "setattr", "write", "setxattr", "removexattr", "allocate", "read", "readdir",
+    "setattr", "write", "setxattr", "removexattr", "allocate", "read", "readdir", "tmpfile", "copy",
 )  # fmt: skip
 _SIZES: Final = (0, 1, 100, 511, 4095, 4096, 4097, 9000, 20_000, 70_000)
 _KEEP: Final = ALLOCATE_KEEP_SIZE
@@ -96,7 +96,7 @@ class _Script:
         self.history = History(seed)
         self.chance = random.Random(f"history/{seed}")
         self.model = Model(BLOCKS, START_NS)
-        self.history.states.append(self.model.copy())
+        self.history.states.append(self.model.twin())
 
     def do(self, operation: str, *arguments: Any) -> Any:
         """Perform a step."""
@@ -106,7 +106,7 @@ class _Script:
             reply = perform(self.model, operation, arguments)
         self.history.steps.append(Step(operation, arguments))
         self.history.replies.append(reply)
-        self.history.states.append(self.model.copy())
+        self.history.states.append(self.model.twin())
         return reply
 
     def make(self, operation: str, *arguments: Any) -> int:
@@ -135,6 +135,8 @@ class _Script:
         self._linking(d, e, f)
         self._renaming(d, e)
         self._opens(e)
+        self._nameless(d, e)
+        self._copying(d)
         self._space(f)
         self._looking(d, f)
 
@@ -276,6 +278,43 @@ class _Script:
         do("rename", ROOT, e, b"i", e, b"j", 0)  # over an open file
         do("release", j)
 
+    def _nameless(self, d: int, e: int) -> None:
+        do = self.do
+        n = self.make("tmpfile", ALICE, e, 0o666, os.O_RDWR)
+        do("write", ROOT, n, 0, self.octets(6000))
+        do("birth", n)
+        do("(restart)")
+        do("link", ROOT, n, d, b"named")
+        do("release", n)
+        do("unlink", ROOT, d, b"named")  # and is gone
+        n = self.make("tmpfile", ROOT, d, 0o600, os.O_RDWR | os.O_EXCL)
+        do("link", ROOT, n, d, b"named")  # ENOENT
+        do("open", ROOT, n, os.O_RDONLY)
+        do("release", n)
+        do("release", n)  # and is gone
+        n = self.make("tmpfile", ROOT, d, 0o600, os.O_RDWR)
+        do("link", ROOT, n, d, b"named")
+        do("unlink", ROOT, d, b"named")
+        do("link", ROOT, n, d, b"again")  # ENOENT
+        do("release", n)
+
+    def _copying(self, d: int) -> None:
+        do = self.do
+        source = self.make("mknod", ROOT, d, b"source", stat.S_IFREG | 0o600, 0)
+        target = self.make("mknod", ROOT, d, b"target", stat.S_IFREG | 0o6755, 0)
+        do("write", ROOT, source, 0, self.octets(9000))
+        do("write", ROOT, source, 40_000, self.octets(3000))
+        do("copy", ROOT, source, 0, target, 0, 100_000)  # up to the hole
+        do("copy", ROOT, source, 12_288, target, 12_288, 100_000)  # the hole
+        do("copy", ALICE, source, 36_864, target, 36_864, 100_000)  # takes the set-id bits
+        do("copy", ROOT, source, 100, target, 4000, 5000)  # in place
+        do("copy", ROOT, source, 20_000, target, 100, 9000)  # a hole into octets
+        do("copy", ROOT, source, 0, source, 5000, 5000)
+        do("copy", ROOT, source, 0, source, 4000, 5000)  # EINVAL
+        do("copy", ROOT, source, 43_000, target, 0, 10)  # the end
+        do("unlink", ROOT, d, b"source")
+        do("unlink", ROOT, d, b"target")
+
     def _space(self, f: int) -> None:
         do = self.do
         k = self.make("mknod", ROOT, ROOT_INODE, b"k", stat.S_IFREG | 0o600, 0)
@@ -302,6 +341,7 @@ class _Script:
         do("lookup", ROOT, ROOT_INODE, b"d")
         do("lookup", ROOT, ROOT_INODE, b"nothing")
         do("getattr", f)
+        do("birth", f)
         do("access", ROOT, f, os.R_OK)
         do("opendir", ROOT, d)
         do("readdir", d, 0, 100)
@@ -354,6 +394,7 @@ class _Script:
                 ("rename", ROOT, *taken, *free, draw((0, RENAME_NOREPLACE))),
                 ("rename", ROOT, *taken, *other, draw((0, RENAME_EXCHANGE))),
                 ("create", ROOT, *free, 0o644, os.O_RDWR | draw((0, os.O_TRUNC, os.O_EXCL))),
+                ("tmpfile", ROOT, free[0], 0o644, os.O_RDWR | draw((0, 0, os.O_EXCL))),
             )
         )
 
@@ -362,6 +403,7 @@ class _Script:
         if file is None:
             return None
         number, size = file.number, draw(_SIZES)
+        other = (self._some(files=True) or file).number
         mode = draw((0, _KEEP, _PUNCH, ALLOCATE_ZERO_RANGE))
         return draw(
             (
@@ -372,6 +414,7 @@ class _Script:
                 ("allocate", ROOT, number, mode, draw(_SIZES), max(1, size)),
                 ("open", ROOT, number, draw((os.O_RDONLY, os.O_RDWR, os.O_RDWR | os.O_TRUNC))),
                 ("release", number),
+                ("copy", ROOT, number, draw(_SIZES), other, draw(_SIZES), max(1, size)),
                 ("read", number, 0, size),
                 ("fsync", number, True),
             )

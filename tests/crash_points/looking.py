@@ -22,7 +22,7 @@ from tests.fs_server.support import ROOT
 from .history import Step
 from .model import Model
 
-_INODE_PARAMETERS: Final = frozenset({"inode", "parent", "new_parent"})
+_INODE_PARAMETERS: Final = frozenset({"inode", "parent", "new_parent", "source"})
 _MANY: Final = 1000
 
 

@@ -61,6 +61,8 @@ class Node:
     parent: int = 0
     xattrs: dict[bytes, bytes] = field(default_factory=dict)
     opens: int = 0
+    birth: int = 0
+    linkable: bool = True
 
     def copy(self) -> Node:
         """Return a copy that shares nothing that changes."""
@@ -116,10 +118,10 @@ class Model:
         self.now = now
         self.last = ROOT_INODE
         root = Node(ROOT_INODE, stat.S_IFDIR | mode, 0, 0, links=2, parent=ROOT_INODE)
-        root.atime = root.mtime = root.ctime = now
+        root.atime = root.mtime = root.ctime = root.birth = now
         self.nodes = {ROOT_INODE: root}
 
-    def copy(self) -> Model:
+    def twin(self) -> Model:
         """Return the same state, to be changed apart from this one."""
         twin = Model(self.blocks, self.now)
         twin.last = self.last
@@ -128,7 +130,7 @@ class Model:
 
     def without_opens(self) -> Model:
         """Return what another boot finds: nobody has anything open."""
-        twin = self.copy()
+        twin = self.twin()
         for node in twin.nodes.values():
             node.opens = 0
         for number in self.orphans():
@@ -180,11 +182,13 @@ class Model:
             mode |= stat.S_ISGID if stat.S_ISDIR(mode) else 0
         self.last += 1
         node = Node(self.last, mode, caller.uid, gid, device)
-        node.atime = node.mtime = node.ctime = self.now
+        node.atime = node.mtime = node.ctime = node.birth = self.now
         if node.is_directory:
             node.links, node.parent = 2, parent
             directory.links += 1
         self.nodes[node.number] = node
+        if not name:
+            return node
         directory.entries[name] = node.number
         directory.touch(self.now)
         return node
@@ -195,6 +199,7 @@ class Model:
 
     def _unlinked(self, node: Node) -> None:
         node.links -= 1
+        node.linkable = node.links > 0
         node.ctime = self.now
         self._drop(node)
 
@@ -219,7 +224,7 @@ class Model:
             raise Refused(errno.EEXIST)
         if node.is_directory:
             raise Refused(errno.EPERM)
-        if not node.links:
+        if not node.linkable:
             raise Refused(errno.ENOENT)
         node.links += 1
         node.ctime = self.now
@@ -325,6 +330,9 @@ class Model:
     def getattr(self, inode: int) -> Attributes:
         return self._node(inode).attributes()
 
+    def birth(self, inode: int) -> int:
+        return self._node(inode).birth
+
     def access(self, caller: Caller, inode: int, mode: int) -> None:
         self._node(inode)
 
@@ -398,6 +406,12 @@ class Model:
         if flags & os.O_EXCL:
             raise Refused(errno.EEXIST)
         return self.open(caller, present, flags)
+
+    def tmpfile(self, caller: Caller, parent: int, mode: int, flags: int) -> Attributes:
+        node = self._make(caller, parent, b"", stat.S_IFREG | stat.S_IMODE(mode))
+        node.opens, node.links = 1, 0
+        node.linkable = not flags & os.O_EXCL
+        return node.attributes()
 
     def open(self, caller: Caller, inode: int, flags: int) -> Attributes:
         node = self._file(inode)
@@ -474,6 +488,29 @@ class Model:
             node.resize(max(node.size, end))
         node.written_by(caller)
         node.touch(self.now)
+
+    def copy(
+        self, caller: Caller, source: int, position: int, inode: int, offset: int, size: int
+    ) -> int:
+        origin, target = self._file(source), self._file(inode)
+        size = min(size, origin.size - position)
+        if size <= 0:
+            return 0
+        if origin is target and abs(position - offset) < size:
+            raise Refused(errno.EINVAL)
+        block = position // BLOCK
+        is_hole = block not in origin.blocks
+        while block * BLOCK < position + size and (block not in origin.blocks) == is_hole:
+            block += 1
+        size = min(size, block * BLOCK - position)
+        if not is_hole:
+            self.write(caller, inode, offset, origin.data[position : position + size])
+        else:
+            target.resize(max(target.size, offset + size))
+            keep = ALLOCATE_PUNCH_HOLE | ALLOCATE_KEEP_SIZE
+            self.allocate(caller, inode, keep, offset, size)
+        origin.read_at(self.now)
+        return size
 
     def seek(self, inode: int, offset: int, whence: int) -> int:
         node = self._file(inode)

@@ -44,7 +44,7 @@ def test_the_cases_change_the_state_in_every_operation_that_can() -> None:
     }
     assert changing >= {
         "mknod", "mkdir", "symlink", "link", "unlink", "rmdir", "rename", "create", "open",
-        "release", "setattr", "write", "setxattr", "removexattr", "allocate",
+        "release", "setattr", "write", "setxattr", "removexattr", "allocate", "tmpfile", "copy",
     }  # fmt: skip
 
 

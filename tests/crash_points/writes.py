@@ -130,7 +130,7 @@ class WritePoints:
         step = history.steps[index]
         if not FileSystem.named(step.operation).idempotent:
             return history.replies[index]
-        return perform(history.states[index + 1].copy(), step.operation, step.arguments)
+        return perform(history.states[index + 1].twin(), step.operation, step.arguments)
 
     def _repeat(self, index: int, point: Point, after: Seen, where: str) -> None:
         recorded = self._recorded

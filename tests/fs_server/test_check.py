@@ -23,6 +23,7 @@ DAMAGES = [
     ("INSERT INTO entry VALUES(1, x'7a', 2, 3)", "one entry, in its parent"),
     ("UPDATE inode SET parent = 3 WHERE number IN (2, 3)", "reached from the root"),
     ("UPDATE inode SET parent = 3 WHERE number = 1", "its own parent"),
+    ("UPDATE inode SET parent = 1 WHERE number = 4", "only nameless files have a parent"),
     ("UPDATE extent SET inode = 2", "extents belong to files"),
     ("UPDATE extent SET count = 9", "blocks is the sum"),
     ("UPDATE extent SET start = 99999999", "inside the volume"),

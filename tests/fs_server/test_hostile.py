@@ -127,6 +127,19 @@ class Hostile(RuleBasedStateMachine):
     def create(self, caller: Caller, inode: int, name: bytes, mode: int, flags: int) -> None:
         self.call("create", caller, inode, name, mode, flags)
 
+    @rule(caller=callers, inode=inodes, mode=integers, flags=integers, name=names)
+    def tmpfile(self, caller: Caller, inode: int, mode: int, flags: int, name: bytes) -> None:
+        self.call("tmpfile", caller, inode, mode, flags)
+        for orphan in self.volume.tables.inodes.orphans():
+            self.call("link", caller, orphan, TOP, name)
+            self.call("birth", orphan)
+
+    @rule(caller=callers, one=inodes, at=integers, other=inodes, offset=integers, size=integers)
+    def copy(self, caller: Caller, one: int, at: int, other: int, offset: int, size: int) -> None:
+        self.call("copy", caller, one, at, other, offset, size)
+        self.call("copy", caller, one, at & 0xFFFF, other, offset & 0xFFFFF, size & 0xFFFF)
+        self.call("birth", one)
+
     @rule(caller=callers, inode=inodes, flags=integers)
     def open(self, caller: Caller, inode: int, flags: int) -> None:
         self.call("open", caller, inode, flags)

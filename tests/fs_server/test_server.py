@@ -75,6 +75,11 @@ def test_every_operation_works_through_its_port(tmp_path: Path, placement: str) 
         await fs.removexattr(ROOT, f.inode, b"user.x")
         await fs.allocate(ROOT, f.inode, 0, 0, 5000)
         assert await fs.seek(f.inode, 0, os.SEEK_HOLE) == 5000
+        t = await fs.tmpfile(ROOT, d.inode, 0o600, os.O_RDWR)
+        assert await fs.copy(ROOT, f.inode, 0, t.inode, 100, 5000) == 5000
+        assert await fs.birth(t.inode) >= await fs.birth(f.inode) > 0
+        await fs.release(t.inode)
+        assert await refusal(fs.getattr(t.inode)) == errno.ESTALE
         await fs.opendir(ROOT, d.inode)
         listing = await fs.readdir(d.inode, 0, 100)
         assert [entry.name for entry in listing] == [b".", b"..", b"f", b"q"]

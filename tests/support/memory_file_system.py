@@ -24,6 +24,7 @@ from core.userlib.interface import Bulk
 from fs_server.interface import (
     ALLOCATE_KEEP_SIZE,
     CHANGES_LIMIT,
+    COPY_LIMIT,
     FILE_LIMIT,
     NAME_LIMIT,
     RENAME_EXCHANGE,
@@ -337,6 +338,24 @@ class MemoryFileSystem(FileSystem, stub=True):
         if flags & os.O_EXCL:
             raise Refused(errno.EEXIST)
         return await self.open(caller, present, flags)
+
+    async def tmpfile(self, caller: Caller, parent: int, mode: int, flags: int) -> Attributes:
+        self._directory(parent)
+        node = Node(self.tree.next, stat.S_IFREG | mode, caller.uid, caller.gid)
+        self.tree.next += 1
+        self.tree.nodes[node.inode] = node
+        node.opens, node.links = 1, 0
+        return node.attributes()
+
+    async def copy(
+        self, caller: Caller, source: int, position: int, inode: int, offset: int, size: int
+    ) -> int:
+        octets = bytes(await self.read(source, position, min(size, COPY_LIMIT)))
+        return await self.write(caller, inode, offset, octets) if octets else 0
+
+    async def birth(self, inode: int) -> int:
+        self.tree.node(inode)
+        return 0
 
     async def open(self, caller: Caller, inode: int, flags: int) -> Attributes:
         node = self.tree.node(inode)
