@@ -74,6 +74,10 @@ MEMORY_OBJECTS_LIMIT: Final = 64
 """Memory objects that a task may have open when it makes one."""
 POISON_LIMIT: Final = 3
 """Deaths of its server after which a request is withdrawn as poison."""
+RESUMABLE_PLACES: Final = 32
+"""Places of one task for calls that outlive it: so many of them may be unanswered at once."""
+RESUMABLE_STEPS: Final = 8
+"""Calls that a task may make at one place under one tag."""
 
 HOPS_LIMIT: Final = 16
 """Times that a request may be forwarded."""
@@ -153,6 +157,12 @@ FLAG_REDELIVERED: Final = 1
 """The request was delivered before, to an incarnation that died; it may have taken effect."""
 FLAG_ONCE: Final = 2
 """SEND: drop silently when the queue is full."""
+FLAG_RESUMABLE: Final = 4
+"""[t] CALL: it outlives its client; the badge is its tag, the bits above `PLACE_SHIFT` its place.
+
+See `core.kernel.resumable`.
+"""
+PLACE_SHIFT: Final = 3
 
 HEADER: Final = struct.Struct("<BBHIQQIIIIIHH")
 """kind, flags, operation, port name, request, badge, fields size, bulk size, slot, room, deadline

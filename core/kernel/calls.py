@@ -37,6 +37,7 @@ from .endings import Order
 from .kernel import Kernel
 from .ports import KernelRight, receive_right
 from .reports import memory_objects_of
+from .resumable import resumable
 from .tasks import KernelTask, Placement
 
 if TYPE_CHECKING:
@@ -284,6 +285,10 @@ def _forget(_: Kernel, task: KernelTask, __: Packet, label: str) -> None:
     forget(task, label)
 
 
+def _resumable(_: Kernel, task: KernelTask, __: Packet) -> list[tuple[int, int]]:
+    return resumable(task)
+
+
 def _arm(kernel: Kernel, task: KernelTask, _: Packet, delay_ms: int, bits: int) -> int:
     if not (0 <= bits < 1 << 64 and 0 <= delay_ms < 1 << 40):
         raise BadMessageError("bits are unsigned 64-bit, a delay is 0 to 2**40 ms")
@@ -412,6 +417,7 @@ _BY_NAME: Final[dict[str, Callable[..., Any]]] = {
     "kept_labels": _kept_labels,
     "lost": _lost,
     "forget": _forget,
+    "resumable": _resumable,
     "arm": _arm,
     "disarm": _disarm,
     "log": _log,

@@ -38,6 +38,7 @@ from .endings import Evidence, Order, ending_of
 from .kernel import Kernel, check_forward, forward_failed
 from .ports import Direct, KernelRight, Port, receive_right
 from .requests import Reply, Request, Waiter
+from .resumable import Step, check, enter, repeated, resumable, take_back
 from .tasks import KernelTask, State
 
 
@@ -73,6 +74,40 @@ class ColocatedTask(Task):
             if not waiter.done:
                 await waiter.wait(lambda: self._kernel.abort(request))
         return waiter.result()
+
+    async def call_resumable(  # noqa: D102
+        self, right: Any, spec: Operation, arguments: tuple[Any, ...], place: int, tag: int
+    ) -> Any:
+        right.check(spec.index)
+        if not right.mask:
+            right.hear()
+        task, waiter = self.place, Waiter()
+        check(task, place, tag, right, spec)
+        step = repeated(task, place, tag, right.port, spec)
+        if step is None:
+            step = Step(right.port, spec, waiter)
+            request = Request(0, spec, right, task, step, arguments[: spec.fields])
+            enter(self._kernel, task, place, tag, step)
+            step.request = request
+            try:
+                self._submit(right, request, arguments, None)
+            except AtollError:
+                take_back(task, step)
+                raise
+        elif step.request is not None:
+            step.asker = waiter
+        engine = right.port.task.engine if right.port.task is not None else None
+        if step.request is not None and engine is not None and engine.lingers:
+            engine.linger(waiter)
+        if step.request is not None:
+            await waiter.wait(step.leave)
+        if step.error is not None:
+            raise step.error
+        assert step.reply is not None
+        return step.reply.plain
+
+    def resumable(self) -> list[tuple[int, int]]:  # noqa: D102
+        return resumable(self.place)
 
     def send(self, right: Any, spec: Operation, arguments: tuple[Any, ...]) -> None:  # noqa: D102
         right.check(spec.index)

@@ -39,6 +39,8 @@ from .descriptors import give_up
 from .endings import Death, Ending, Order
 from .ports import KernelRight, Port, receive_right
 from .requests import Reply, Request, Waiter
+from .resumable import forget as forget_resumable
+from .resumable import outlive
 from .suspicion import LOOK_S, Trial, put_first, suspects_of
 from .tasks import Engine, KernelTask, Placement, Program, State, TaskTable
 from .timers import Timers
@@ -220,6 +222,7 @@ class Kernel:
         task.engine = task.hung = None
         task.state = State.DOWN
         task.remember_end(ending.words, orderly=ending.orderly)
+        outlive(task)
         self._abort_calls_of(task)
         self._drop_names_of(task)
         for port in list(task.ports):
@@ -295,6 +298,7 @@ class Kernel:
         """Give a task up for good: end it, and let its ports die."""
         engine, task.engine = task.engine, None
         task.state = State.RETIRED
+        forget_resumable(self, task)
         if engine is not None:
             self._abort_calls_of(task)
             engine.stop()

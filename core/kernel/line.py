@@ -18,6 +18,7 @@ import msgspec
 from core.abi import (
     CALLS_LIMIT,
     FLAG_REDELIVERED,
+    FLAG_RESUMABLE,
     HEADER,
     HEADER_SIZE,
     INLINE_LIMIT,
@@ -46,7 +47,7 @@ from core.userlib.line import ANCILLARY_SIZE, Packet, Region, Slots, aligned, de
 from .burden import SMALL
 from .calls import serve_kernel_call
 from .cargo import check_bulk, enter, keep_copies, leave, load, read_error, read_reply, unload
-from .descriptors import give_up
+from .descriptors import give_up_all
 from .endings import Ending, Evidence, Order, ending_of
 from .faults import note_fault
 from .kernel import Kernel, forward_failed
@@ -54,6 +55,7 @@ from .outbox import SEND_FLAGS, Outbox, short_header
 from .ports import Port
 from .reports import Reports, listen, stop_listening
 from .requests import Reply, Request, Waiter
+from .resumable import take_resumable
 from .tasks import KernelTask, Placement, State
 
 if TYPE_CHECKING:
@@ -142,14 +144,12 @@ class KernelLine:
         except OSError:
             size, ancillary = 0, []
         if size == 0:
-            for number in descriptors_in(ancillary):
-                give_up(number)
+            give_up_all(descriptors_in(ancillary))
             self.close()
             return False
         self.heard = True
         if self.task.engine is not self:
-            for number in descriptors_in(ancillary):
-                give_up(number)  # it was retired, and has nothing to say any more
+            give_up_all(descriptors_in(ancillary))  # it was retired: it has no say any more
             return True
         try:
             if ancillary or size < HEADER_SIZE or not self._take_simple(size):
@@ -165,8 +165,7 @@ class KernelLine:
         try:
             packet = Packet(self._view, size, descriptors)
         except ValueError as error:
-            for number in descriptors:
-                give_up(number)
+            give_up_all(descriptors)
             self.task.attempts.refused(BadMessageError(str(error)))
             self._answer_error(0, BadMessageError(f"packet of {size} octets: {error}"))
             return
@@ -178,10 +177,10 @@ class KernelLine:
         These are most packets, and this is the way they go quickly. Returns False, with nothing
         changed, for everything else and for everything that is wrong: `_take` looks closer.
         """
-        kind, _, operation, name, number, _, fields_size, bulk, _, room, deadline, rights, lent = (
+        kind, flags, index, name, number, _, fields_size, bulk, _, room, deadline, rights, lent = (
             _unpack(self._buffer)
         )
-        if bulk or room or deadline or rights or lent or HEADER_SIZE + fields_size != size:
+        if flags or bulk or room or deadline or rights or lent or HEADER_SIZE + fields_size != size:
             return False
         if kind == _REPLY:
             return self._take_simple_reply(number, size)
@@ -191,9 +190,9 @@ class KernelLine:
             return False
         task = self.task
         right = task.names.get(name)
-        if right is None or not right.mask >> operation & 1 or operation >= right.port.operations:
+        if right is None or not right.mask >> index & 1 or index >= right.port.operations:
             return False
-        spec = right.port.interface.OPERATIONS[operation]
+        spec = right.port.interface.OPERATIONS[index]
         calls = task.calls
         if not spec.simple or number in calls or len(calls) >= CALLS_LIMIT or size > SMALL:
             return False
@@ -251,8 +250,7 @@ class KernelLine:
             limit = LimitError(f"the host refuses: {error.strerror}")
             self._answer_error(packet.request, limit)
         finally:
-            for number in packet.descriptors:
-                give_up(number)
+            give_up_all(packet.descriptors)
 
     def _rare(self, packet: Packet) -> None:
         kind, task = packet.kind, self.task
@@ -287,6 +285,9 @@ class KernelLine:
         if packet.name == SELF:
             serve_kernel_call(self, packet)
             return
+        if packet.flags & FLAG_RESUMABLE:
+            take_resumable(self, packet)
+            return
         right = task.right(packet.name)
         spec = right.check(packet.operation)
         arguments = spec.decode_request(packet.fields)
@@ -303,7 +304,7 @@ class KernelLine:
                 f"{spec} carries {spec.rights} rights, {spec.descriptors} descriptors"
             )
         if wants_reply:
-            self._enter(packet, request)
+            self.enter_call(packet, request)
         try:
             request.weigh(len(fields) + len(packet.bulk), len(packet.descriptors))
             if packet.rights:
@@ -314,7 +315,7 @@ class KernelLine:
             self.kernel.submit(request)
         except AtollError:
             if wants_reply:
-                self._leave(request)
+                self.leave_call(request)
             unload(task, packet.rights, request.rights)
             request.rights = ()
             request.end()
@@ -323,7 +324,7 @@ class KernelLine:
             task.names.pop(packet.name, None)
             right.release()
 
-    def _enter(self, packet: Packet, request: Request) -> None:
+    def enter_call(self, packet: Packet, request: Request) -> None:
         """Note a call that its client waits for."""
         calls = self.task.calls
         if packet.request in calls:
@@ -334,7 +335,7 @@ class KernelLine:
         if packet.slot != NO_SLOT:
             self.their_slots.add(packet.slot)
 
-    def _leave(self, request: Request) -> int:
+    def leave_call(self, request: Request) -> int:
         """Forget a call that is answered; return the slot that its client chose."""
         self.task.calls.pop(request.number, None)
         slot = request.client_slot
@@ -485,19 +486,18 @@ class KernelLine:
         if len(self.task.names) + len(reply.rights) > NAMES_LIMIT:
             raise LimitError(f"task {self.task.name} holds {NAMES_LIMIT} rights")
         names = [self.task.hold(right) for right in reply.rights]
-        self._leave(request)
+        self.leave_call(request)
         header = HEADER.pack(
             Kind.REPLY, 0, 0, 0, request.number, 0, len(fields), size, slot, 0, 0,
             len(names), len(reply.descriptors),
         )  # fmt: skip
         parts = [header, *(NAME.pack(name) for name in names), fields, bytes(bulk)]
         self._send_or_keep(parts, reply.descriptors)
-        for number in reply.descriptors:
-            give_up(number)
+        give_up_all(reply.descriptors)
 
     def refused(self, request: Request, error: AtollError) -> None:
         """Send an error to the client that is this task (`ClientEnd`)."""
-        self._leave(request)
+        self.leave_call(request)
         self._answer_error(request.number, error)
 
     def _answer_error(self, number: int, error: AtollError) -> None:

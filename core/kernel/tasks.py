@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from .heartbeat import Silence
     from .ports import KernelRight, Port
     from .requests import Request, Waiter
+    from .resumable import Place
     from .timers import Timer
     from .voice import Voice
 
@@ -146,6 +147,7 @@ class KernelTask:
         self.names: dict[int, KernelRight] = {}
         self.grants: dict[str, int] = {}
         self.calls: dict[int, Request] = {}
+        self.places: dict[int, Place] = {}
         self.burden = Burden()
         self.timers: dict[int, Timer] = {}
         self.kept: dict[str, int] = {}

@@ -23,8 +23,11 @@ import trio
 from core.abi import (
     ALL_OPERATIONS,
     BULK_LIMIT,
+    FLAG_RESUMABLE,
     INLINE_LIMIT,
     NO_SLOT,
+    PLACE_SHIFT,
+    RESUMABLE_PLACES,
     SELF,
     SLOT_SIZE,
     Kind,
@@ -125,8 +128,13 @@ class IsolatedTask(Task):
         arguments: tuple[Any, ...],
         kind: Kind,
         deadline_s: float | None = None,
+        mark: tuple[int, int] | None = None,
     ) -> tuple[int, int, int]:
-        """Send a request; return its number, its slot, and where the reply's bulk starts there."""
+        """Send a request; return its number, its slot, and where the reply's bulk starts there.
+
+        Args:
+            mark: place and tag of a resumable call.
+        """
         if len(arguments) != len(spec.parameters):
             raise BadMessageError(f"{spec} takes {len(spec.parameters)} arguments")
         name = _name_of(right)
@@ -160,6 +168,8 @@ class IsolatedTask(Task):
                 rights=rights,
                 descriptors=descriptors,
                 deadline_ms=_milliseconds(deadline_s),
+                flags=0 if mark is None else FLAG_RESUMABLE | mark[0] << PLACE_SHIFT,
+                badge=0 if mark is None else mark[1],
             )
         except BaseException:
             self.line.slots.give(slot)
@@ -194,6 +204,26 @@ class IsolatedTask(Task):
 
         return await trio.lowlevel.wait_task_rescheduled(abort)
 
+    async def call_resumable(  # noqa: D102
+        self, right: Right, spec: Operation, arguments: tuple[Any, ...], place: int, tag: int
+    ) -> Any:
+        if not (0 <= place < RESUMABLE_PLACES and 0 <= tag < 1 << 64):
+            raise BadMessageError(f"there are {RESUMABLE_PLACES} places, and a tag has 64 bits")
+        while not (self.blocking or spec.simple or len(self.line.slots)):
+            await self._without_slot.park()
+        mark = (place, tag)
+        number, slot, start = self._send_call(right, spec, arguments, Kind.CALL, None, mark)
+        if self.blocking:
+            return self._wait_blocking(number, spec, slot, start)
+        waiter = self._waiters[number] = _Waiter(spec, slot, start)
+        waiter.task = trio.lowlevel.current_task()
+
+        def leave(_: Any) -> trio.lowlevel.Abort:
+            waiter.task = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        return await trio.lowlevel.wait_task_rescheduled(leave)
+
     def call_blocking(
         self,
         right: Right,
@@ -207,6 +237,9 @@ class IsolatedTask(Task):
             self.line.call_simple(right.name, spec.index, number, _encoded(spec, arguments))
         else:
             number, slot, start = self._send_call(right, spec, arguments, Kind.CALL, deadline_s)
+        return self._wait_blocking(number, spec, slot, start)
+
+    def _wait_blocking(self, number: int, spec: Operation, slot: int, start: int) -> Any:
         receive = self.line.receive_soon
         while True:
             packet = receive()
@@ -355,6 +388,10 @@ class IsolatedTask(Task):
 
     def forget(self, label: str) -> None:  # noqa: D102
         self._kernel("forget", label)
+
+    def resumable(self) -> list[tuple[int, int]]:  # noqa: D102
+        found: list[tuple[int, int]] = self._kernel("resumable")
+        return found
 
     def arm(self, delay_s: float, bits: int) -> int:  # noqa: D102
         return int(self._kernel("arm", math.ceil(max(0.0, delay_s) * 1000), bits))

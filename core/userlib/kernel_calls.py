@@ -189,6 +189,13 @@ class KernelCalls(Interface):
         with its badge is answered with LostError.
         """
 
+    @operation(idempotent=True)
+    async def resumable(self) -> list[tuple[int, int]]:
+        """Return place and tag of what is kept of resumable calls (see `core.abi.FLAG_RESUMABLE`).
+
+        A call there under that tag is not made again, but answered as it was the first time.
+        """
+
     @operation
     async def arm(self, delay_ms: int, bits: int) -> int:
         """Arm a timer that notifies the caller's first port; return its number."""

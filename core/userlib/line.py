@@ -227,6 +227,7 @@ class Line:
         flags: int = 0,
         name: int = 0,
         request: int = 0,
+        badge: int = 0,
         fields: bytes = b"",
         bulk: Bulk = b"",
         bulk_size: int = 0,
@@ -239,6 +240,7 @@ class Line:
         """Send one packet; waits while the kernel's end is full.
 
         Args:
+            badge: of a resumable call: its tag.
             bulk: octets to send inside the packet.
             bulk_size: size of the bulk that lies in `slot`, when it is not inline.
             descriptors: lent; they stay open here.
@@ -254,7 +256,7 @@ class Line:
             operation,
             name,
             request,
-            0,
+            badge,
             len(fields),
             inline or bulk_size,
             slot,

@@ -77,6 +77,26 @@ class Task(abc.ABC):
         """
 
     @abc.abstractmethod
+    async def call_resumable(
+        self, right: Right, spec: Operation, arguments: tuple[Any, ...], place: int, tag: int
+    ) -> Any:
+        """Make a call that outlives this incarnation; see `core.userlib.resuming` for its use.
+
+        Under a tag that an earlier incarnation has used at this place, the first call returns (or
+        raises) what its first call came to, the second call the second, and so on: nothing is
+        called again. A call under another tag says that the former one is dealt with. Who is
+        cancelled does not withdraw the call.
+
+        Args:
+            place: 0 to `RESUMABLE_PLACES` - 1; one call at a time is made at each.
+            tag: what the call is made for: 64 bits that mean the same to every incarnation.
+        """
+
+    @abc.abstractmethod
+    def resumable(self) -> list[tuple[int, int]]:
+        """Return place and tag of all calls that are kept."""
+
+    @abc.abstractmethod
     def send(self, right: Right, spec: Operation, arguments: tuple[Any, ...]) -> None:
         """Send a message that gets no reply. A full queue drops it; a missing right is an error."""
 
