@@ -1,12 +1,20 @@
-"""What every test may rely on: marked needs are met or the test is skipped with the reason."""
+"""What every test may rely on: marked needs are met or the test is skipped with the reason.
+
+Most tests boot a system, and its zygote is forked from this process. So once all modules are loaded
+the stubs of their interfaces are derived, which every zygote would else do for itself, and what is
+loaded is taken for permanent: no collection looks at it again.
+"""
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from core.userlib.stub import derive_all
 
 # On a noisy machine an example's duration says nothing. With CI set, examples stay the same.
 settings.register_profile("atoll", deadline=None)
@@ -30,3 +38,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             for item in items:
                 if item.get_closest_marker(marker):
                     item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_collection_finish() -> None:
+    """Do once what every zygote and every collection would do again; see the module head."""
+    derive_all()
+    gc.collect()
+    gc.freeze()
