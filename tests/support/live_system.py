@@ -1,4 +1,8 @@
-"""A system as its user has it: started, asked and ended through the `atoll` command alone."""
+"""A system as its user has it: started and ended by the `atoll` command.
+
+What a test asks only to look at its system, or does to it before the test begins in earnest, goes
+over the control socket: the command would begin an interpreter for every question.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,8 @@ import tempfile
 from pathlib import Path
 from typing import Any, Final
 
+from mount.chaos.door import opened
+from mount.commands.output import named
 from mount.run_directory import OVERRIDE, RunDirectory, started
 
 COMMAND_TIMEOUT_S: Final = 50.0
@@ -57,14 +63,19 @@ class LiveSystem:
         return found
 
     def tasks(self) -> dict[str, dict[str, Any]]:
-        """Return what `atoll ps` tells, by task."""
-        done = self.atoll("ps", "--json")
-        assert done.returncode == 0, done.stderr
-        return {task["name"]: task for task in json.loads(done.stdout)}
+        """Return what `atoll ps --json` would tell, by task."""
+        with opened(self.run.control_path) as door:
+            return {name: named(task) for name, task in door.tasks().items()}
+
+    def kill(self, *servers: str) -> None:
+        """End servers' processes as `atoll kill` would, one after the other."""
+        with opened(self.run.control_path) as door:
+            for server in servers:
+                door.ask(door.control.kill(server))
 
     def look(self) -> None:
         """Note which processes the system has now."""
-        kernel = json.loads(self.atoll("status", "--json").stdout)["pid"]
+        kernel = self.kernel
         children = Path(f"/proc/{kernel}/task/{kernel}/children").read_text().split()
         self.pids |= {kernel, *map(int, children)}
         tasks = self.tasks().values()

@@ -38,6 +38,7 @@ class = "tests.support.servers:ProbeServer"
 placement = "{placement}"
 options = {{ journal = "{journal}" }}
 writes = ["{directory}"]
+{probe}
 
 [server.slow]
 class = "tests.support.servers:SlowServer"
@@ -62,15 +63,28 @@ grants = {{ probe = "probe", slow = "slow", names = "names", pipe = "pipe" }}
 
 
 def prepare(
-    placement: str, journal: Path, restart: str = "permanent", intensity: int = 50
+    placement: str,
+    journal: Path,
+    restart: str = "permanent",
+    intensity: int = 50,
+    probe: str = "",
 ) -> Prepared:
-    """Fork the zygote of a small system. Call it outside trio."""
+    """Fork the zygote of a small system. Call it outside trio.
+
+    Args:
+        placement: of all servers.
+        journal: the file in which servers note what they do.
+        restart: policy of the server `mortal`.
+        intensity: likewise.
+        probe: further keys of the server `probe`.
+    """
     text = _TEXT.format(
         placement=placement,
         journal=journal,
         directory=journal.parent,
         restart=restart,
         intensity=intensity,
+        probe=probe,
     )
     return Prepared(parse_description(text, "small"))
 

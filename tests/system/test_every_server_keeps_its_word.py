@@ -72,13 +72,6 @@ def folder(system: LiveSystem, request: pytest.FixtureRequest) -> Path:
     return made
 
 
-def kill(system: LiveSystem, *servers: str) -> None:
-    """Kill servers, one after the other."""
-    for server in servers:
-        done = system.atoll("kill", server)
-        assert done.returncode == 0, done.stderr
-
-
 def test_an_open_listing_goes_on_and_misses_or_doubles_nothing(
     system: LiveSystem, folder: Path
 ) -> None:
@@ -92,7 +85,7 @@ def test_an_open_listing_goes_on_and_misses_or_doubles_nothing(
         for count, entry in enumerate(listing, 1):
             listed.append(entry.name)
             if count in (5, 400, 401, 900, 1300):
-                kill(system, "fs")
+                system.kill("fs")
                 for name in chance.sample(sorted(stays), 40):
                     stays.remove(name)
                     (folder / name).unlink()
@@ -112,7 +105,7 @@ def test_a_listing_rewound_after_a_death_shows_what_is_there(
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         assert len(os.listdir(descriptor)) == 10
-        kill(system, "fs")
+        system.kill("fs")
         (folder / "3").unlink()
         (folder / "later").touch()
         assert sorted(os.listdir(descriptor)) == sorted([*"012456789", "later"])
@@ -137,7 +130,7 @@ def test_locks_are_held_through_deaths_and_end_with_their_holder(
         fcntl.lockf(records, fcntl.LOCK_EX)
         for servers in (("fs",), ("disk", "fs")):
             assert locks_seen_by_another(path) == [taken, taken]
-            kill(system, *servers)
+            system.kill(*servers)
             whole.write("the file is still written to\n")
             whole.flush()
         assert locks_seen_by_another(path) == [taken, taken]
@@ -150,21 +143,21 @@ def test_an_unlinked_file_lives_as_long_as_it_is_open(system: LiveSystem, folder
     with path.open("w+b", buffering=0) as file:
         file.write(b"a" * size)
         path.unlink()
-        kill(system, "fs")
+        system.kill("fs")
         assert os.fstat(file.fileno()).st_nlink == 0
         assert os.pread(file.fileno(), 10, size - 5) == b"a" * 5
-        kill(system, "disk", "fs")
+        system.kill("disk", "fs")
         os.fsync(file.fileno())
         os.pwrite(file.fileno(), b"b" * 10, size)
         os.ftruncate(file.fileno(), size + 5)
-        kill(system, "fs")
+        system.kill("fs")
         assert os.pread(file.fileno(), 100, size - 2) == b"aabbbbb"
         path.write_text("another one of that name")
         assert os.fstat(file.fileno()).st_size == size + 5
         path.unlink()
         assert os.statvfs(folder).f_bavail <= free - size // 4096
     (folder / "nudge").touch()  # a release is sent without being waited for
-    kill(system, "fs")
+    system.kill("fs")
     end_of_wait = 200
     while os.statvfs(folder).f_bavail < free - 64 and end_of_wait:
         (folder / "nudge").touch()
@@ -187,7 +180,7 @@ def test_datagrams_are_echoed_through_the_deaths_of_all_who_carry_them(
         assert client.stdout.readline() == "ready\n"
         deaths = [(), ("net",), ("tap",), ("tap", "net"), ("echo",), ("net", "echo", "tap")]
         for number, servers in enumerate(deaths):
-            kill(system, *servers)
+            system.kill(*servers)
             client.stdin.write(f"datagram {number}\n")
             client.stdin.flush()
             assert client.stdout.readline() == "echoed\n"
@@ -204,7 +197,7 @@ def test_datagrams_are_echoed_through_the_deaths_of_all_who_carry_them(
 def test_neighbors_are_known_again_at_once(system: LiveSystem) -> None:
     for servers in (("net",), ("tap",), ("tap", "net")):
         assert system.atoll("exec", "--", "ping", "-c1", "-W5", "10.90.0.2").returncode == 0
-        kill(system, *servers)
+        system.kill(*servers)
         done = system.atoll("exec", "--", "ping", "-c3", "-i0.2", "-W5", "10.90.0.2")
         assert "3 received" in done.stdout
 
@@ -216,7 +209,7 @@ def test_written_and_synced_octets_outlive_whoever_carried_them(
     with path.open("wb", buffering=0) as file:
         for servers in (("disk",), ("fs",), ("disk", "fs"), ("supervisor", "fs"), ("names",)):
             file.write(os.urandom(100_000))
-            kill(system, *servers)
+            system.kill(*servers)
             file.write(" ".join(servers).encode())
             os.fsync(file.fileno())
     assert path.stat().st_size == 500_000 + len("diskfsdisk fssupervisor fsnames")
@@ -235,6 +228,6 @@ def test_a_chain_of_programs_goes_on_when_pipe_and_names_are_killed(system: Live
             chain.stdin.write(line)
             chain.stdin.flush()
             assert chain.stdout.readline() == line
-            kill(system, "pipe", "names")
+            system.kill("pipe", "names")
         chain.stdin.close()
         assert chain.wait() == 0

@@ -25,6 +25,8 @@ from tests.support.small_system import Small, prepare
 
 PACKETS = 10_000
 INTERFACES = {"probe": Probe, "slow": Slow, "names": Names, "pipe": Pipes}
+PROMPT = "intensity = 10_000\nfirst_delay_s = 0.001\nlongest_delay_s = 0.001"
+"""The hostile task may end `probe` as often as it likes: nobody waits for it longer and longer."""
 SERVERS = ("names", "pipe", "relay", "supervisor", "mortal")
 
 
@@ -35,7 +37,7 @@ def placement(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def prepared(placement: str, tmp_path: Path) -> Iterator[Prepared]:
-    made = prepare(placement, tmp_path / "journal", intensity=10_000)
+    made = prepare(placement, tmp_path / "journal", intensity=10_000, probe=PROMPT)
     yield made
     made.close()
 

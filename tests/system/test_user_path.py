@@ -6,6 +6,8 @@ to get an error, not to wait.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import shutil
 import signal
@@ -13,17 +15,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Final
 
 import pytest
 
 from mount.obstacle import NOT_RUNNING
+from tests.soak.door import opened, using_namespace
 from tests.support.live_system import COMMAND_TIMEOUT_S, NO_DEVICES, LiveSystem
 
 pytestmark = pytest.mark.slow
 
-_NET: Final = "readlink /proc/self/ns/net"
 _READER: Final = """\
 import os, sys
 number = os.open(sys.argv[1], os.O_RDONLY)
@@ -46,6 +47,17 @@ def system() -> Iterator[LiveSystem]:
         found.close()
 
 
+@pytest.fixture(scope="module")
+def idle() -> Iterator[LiveSystem]:
+    """A system without devices that is up, for all tests here that only ask it something."""
+    found = LiveSystem("first")
+    try:
+        found.up(*NO_DEVICES)
+        yield found
+    finally:
+        found.close()
+
+
 def until(condition: Callable[[], bool]) -> None:
     """Wait for something that other processes do."""
     end = time.monotonic() + COMMAND_TIMEOUT_S
@@ -54,32 +66,33 @@ def until(condition: Callable[[], bool]) -> None:
         os.sched_yield()
 
 
-def namespace_of(system: LiveSystem) -> str:
-    """Return the network namespace that the system's programs are in."""
-    done = system.atoll("exec", "--", "sh", "-c", _NET)
+def namespace_of(system: LiveSystem) -> int:
+    """Return the number of the network namespace that the system's programs are in."""
+    done = system.atoll("exec", "--", "stat", "-Lc", "%i", "/proc/self/ns/net")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() != os.readlink("/proc/self/ns/net")
-    return str(done.stdout.strip())
+    number = int(done.stdout)
+    assert number != os.stat("/proc/self/ns/net").st_ino
+    return number
 
 
-def namespaces() -> set[str]:
-    """Return the network namespaces in which some process is, or that some process keeps open."""
-    found = set()
-    for path in Path("/proc").glob("[0-9]*/ns/net"):
-        try:
-            found.add(str(path.readlink()))
-            found |= {str(number.readlink()) for number in (path.parents[1] / "fd").iterdir()}
-        except OSError:
-            continue
-    return found
+@contextlib.contextmanager
+def leaving_nothing(system: LiveSystem) -> Iterator[None]:
+    """When the system has ended: no process, no mount, no network namespace, and no TAP in it.
 
-
-def assert_nothing_is_left(system: LiveSystem, namespace: str = "") -> None:
-    """No process, no mount, no network namespace (and no TAP, which lives in it), no files."""
-    until(lambda: not system.living())
-    until(lambda: not system.is_mounted())
-    assert namespace not in namespaces()
-    assert "atoll0" not in os.listdir("/sys/class/net")
+    The namespace is held meanwhile: the host gives the number of one that is gone to the next.
+    """
+    number = namespace_of(system)
+    with opened(system) as door:
+        held = door.namespace()
+    try:
+        assert os.fstat(held).st_ino == number
+        yield
+        until(lambda: not system.living())
+        until(lambda: not system.is_mounted())
+        assert using_namespace(number) == [os.getpid()]
+        assert "atoll0" not in os.listdir("/sys/class/net")
+    finally:
+        os.close(held)
 
 
 @pytest.mark.needs_root
@@ -88,19 +101,21 @@ def test_system_comes_up_works_and_goes_down(system: LiveSystem) -> None:
     found = system.up()
     assert found["mountpoint"] == str(system.mountpoint)
     assert system.is_mounted()
-    namespace = namespace_of(system)
     (system.mountpoint / "file").write_text("kept")
     address = found["address"].partition("/")[0]
     assert system.atoll("exec", "--", "ping", "-c1", "-W5", address).returncode == 0
 
     assert "8 of 8 running" in system.atoll("status").stdout
+    assert json.loads(system.atoll("status", "--json").stdout)["pid"] == system.kernel
     assert "\nfs " in system.atoll("ps").stdout
+    listed = json.loads(system.atoll("ps", "--json").stdout)
+    assert {"fs", "net"} <= {task["name"] for task in listed if task["state"] == "running"}
     assert " FileSystem " in system.atoll("ports").stdout
 
-    done = system.atoll("down")
-    assert done.returncode == 0
-    assert "is down" in done.stdout
-    assert_nothing_is_left(system, namespace)
+    with leaving_nothing(system):
+        done = system.atoll("down")
+        assert done.returncode == 0
+        assert "is down" in done.stdout
     assert not system.run.path.exists()
     assert system.atoll("status").returncode == NOT_RUNNING
     assert "sound" in system.atoll("fsck", "--state", str(system.state)).stdout
@@ -129,19 +144,19 @@ def test_killed_file_server_is_replaced_and_its_client_goes_on(system: LiveSyste
     assert "1. " in system.atoll("why", "fs").stdout
 
 
-def test_restart_says_the_new_generation(system: LiveSystem) -> None:
-    system.up(*NO_DEVICES)
-    done = system.atoll("restart", "pipe")
-    assert done.stdout.startswith("restarted pipe, now generation 1 after 0; its clients waited ")
-    assert system.tasks()["pipe"]["generation"] == 1
-    assert "has not ended" in system.atoll("why", "names").stdout
-    assert "pipe" in system.atoll("log").stdout
+def test_restart_says_the_new_generation(idle: LiveSystem) -> None:
+    old = idle.tasks()["pipe"]["generation"]
+    done = idle.atoll("restart", "pipe")
+    told = f"restarted pipe, now generation {old + 1} after {old}; its clients waited "
+    assert done.stdout.startswith(told)
+    assert idle.tasks()["pipe"]["generation"] == old + 1
+    assert "has not ended" in idle.atoll("why", "names").stdout
+    assert "pipe" in idle.atoll("log").stdout
 
 
 @pytest.mark.parametrize("command", ["kill", "restart", "why"])
-def test_server_that_is_none_is_named_with_those_that_are(system: LiveSystem, command: str) -> None:
-    system.up(*NO_DEVICES)
-    done = system.atoll(command, "nonsense")
+def test_server_that_is_none_is_named_with_those_that_are(idle: LiveSystem, command: str) -> None:
+    done = idle.atoll(command, "nonsense")
     assert done.returncode == 1
     assert "no server 'nonsense'" in done.stderr
     assert "pipe" in done.stderr
@@ -179,20 +194,18 @@ def test_two_systems_live_side_by_side(system: LiveSystem) -> None:
         other.close()
 
 
-def test_second_system_with_the_same_name_is_refused(system: LiveSystem) -> None:
-    system.up(*NO_DEVICES)
-    done = system.atoll("up", "--detach", "--state", str(system.top / "other"), *NO_DEVICES)
+def test_second_system_with_the_same_name_is_refused(idle: LiveSystem) -> None:
+    done = idle.atoll("up", "--detach", "--state", str(idle.top / "other"), *NO_DEVICES)
     assert done.returncode == 1
-    assert f"is running already, as process {system.kernel}" in done.stderr
-    assert system.atoll("status").returncode == 0
+    assert f"is running already, as process {idle.kernel}" in done.stderr
+    assert idle.atoll("status").returncode == 0
 
 
-def test_volume_in_use_is_refused_to_others(system: LiveSystem) -> None:
-    system.up(*NO_DEVICES)
-    other = LiveSystem("second", beside=system)
+def test_volume_in_use_is_refused_to_others(idle: LiveSystem) -> None:
+    other = LiveSystem("second", beside=idle)
     for command in ("fsck", "mkfs", "up"):
         options = ("--detach", *NO_DEVICES) if command == "up" else ()
-        done = other.atoll(command, "--state", str(system.state), *options)
+        done = other.atoll(command, "--state", str(idle.state), *options)
         assert done.returncode == 1
         assert "is in use by system first" in done.stderr
         assert "--name first down" in done.stderr
@@ -223,11 +236,10 @@ def client(system: LiveSystem) -> Iterator[subprocess.Popen[str]]:
 def test_killed_kernel_leaves_an_error_to_clients_and_nothing_else(
     system: LiveSystem, client: subprocess.Popen[str]
 ) -> None:
-    namespace = namespace_of(system)
-    os.kill(system.kernel, signal.SIGKILL)
-    said, _ = client.communicate("now\n", timeout=COMMAND_TIMEOUT_S)
-    assert said.strip().isdecimal(), said  # an errno: no hang, no data out of nowhere
-    assert_nothing_is_left(system, namespace)
+    with leaving_nothing(system):
+        os.kill(system.kernel, signal.SIGKILL)
+        said, _ = client.communicate("now\n", timeout=COMMAND_TIMEOUT_S)
+        assert said.strip().isdecimal(), said  # an errno: no hang, no data out of nowhere
     assert system.atoll("status").returncode == NOT_RUNNING
     assert "sound" in system.atoll("fsck", "--state", str(system.state)).stdout
     system.up()
@@ -247,11 +259,10 @@ def test_system_in_the_foreground_ends_with_interrupt(system: LiveSystem) -> Non
     lines = [running.stdout.readline() for _ in range(5)]
     assert f"files        {system.mountpoint}\n" in lines
     system.look()
-    namespace = namespace_of(system)
-    running.send_signal(signal.SIGINT)
-    assert running.communicate(timeout=COMMAND_TIMEOUT_S)[0] == "down\n"
-    assert running.returncode == 0
-    assert_nothing_is_left(system, namespace)
+    with leaving_nothing(system):
+        running.send_signal(signal.SIGINT)
+        assert running.communicate(timeout=COMMAND_TIMEOUT_S)[0] == "down\n"
+        assert running.returncode == 0
     assert not system.run.path.exists()
 
 

@@ -32,11 +32,16 @@ def children() -> set[int]:
     todo = [os.getpid()]
     while todo:
         pid = todo.pop()
-        for path in Path("/proc").glob(f"{pid}/task/*/children"):
+        try:
+            threads = os.listdir(f"/proc/{pid}/task")
+        except FileNotFoundError:  # it has ended meanwhile
+            continue
+        for thread in threads:
             try:
-                new = {int(word) for word in path.read_text().split()} - found
+                text = Path(f"/proc/{pid}/task/{thread}/children").read_text()
             except (FileNotFoundError, ProcessLookupError):
                 continue
+            new = {int(word) for word in text.split()} - found
             found |= new
             todo += new
     return found
