@@ -49,7 +49,7 @@ class MountUnderTest:
         return output
 
 
-@pytest.fixture(params=FRONT_ENDS)
+@pytest.fixture(params=FRONT_ENDS, scope="module")
 def front_end_name(request: pytest.FixtureRequest) -> FrontEndName:
     """Who speaks with the host's kernel: every mount is tried with each."""
     name: FrontEndName = request.param

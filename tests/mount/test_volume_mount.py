@@ -18,8 +18,9 @@ from tests.support.volume_mount import VolumeMount
 pytestmark = [pytest.mark.needs_fuse, pytest.mark.slow]
 
 
-@pytest.fixture(params=["colocated", "process"])
-def volume(request: pytest.FixtureRequest, front_end_name: str) -> Iterator[VolumeMount]:
+@pytest.fixture(params=["colocated", "process"], scope="module")
+def system(request: pytest.FixtureRequest, front_end_name: str) -> Iterator[VolumeMount]:
+    """A system that all tests here use, one after the other."""
     with tempfile.TemporaryDirectory(prefix="atoll-mount-") as place:
         system = VolumeMount(request.param, place, front_end_name)
         try:
@@ -27,6 +28,14 @@ def volume(request: pytest.FixtureRequest, front_end_name: str) -> Iterator[Volu
         finally:
             system.end()
         assert mounted(Path(place)) is None
+
+
+@pytest.fixture
+def volume(system: VolumeMount) -> Iterator[VolumeMount]:
+    """The system with an empty volume."""
+    assert os.listdir(system.path) == []
+    yield system
+    system.shell("rm -rf -- * .[!.]*")
 
 
 def test_trees_survive_a_round_trip(volume: VolumeMount) -> None:
@@ -93,7 +102,7 @@ def test_other_clients_changes_are_seen_in_open_files(volume: VolumeMount) -> No
         os.close(descriptor)
 
 
-@pytest.mark.parametrize("volume", ["process"], indirect=True)
+@pytest.mark.parametrize("system", ["process"], indirect=True)
 def test_killed_file_server_costs_no_call_and_open_files_stay(volume: VolumeMount) -> None:
     path = volume.path / "open"
     with path.open("w+b", buffering=0) as file:
