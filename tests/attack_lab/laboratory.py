@@ -53,7 +53,7 @@ _DOOMED: Final = """
 class = "tests.attack_lab.doomed:DoomedServer"
 start_s = 0.3
 silence_s = 0.5
-intensity = 3
+intensity = 1
 first_delay_s = 0.001
 longest_delay_s = 0.001
 """

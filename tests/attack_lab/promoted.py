@@ -46,9 +46,9 @@ class = "tests.attack_lab.hostile:HostileServer"
 placement = "colocated"
 grants = { names = "names" }
 """
-_CHILD_S: Final = 6.0
+_CHILD_S: Final = 3.0
 """A system that has said nothing for so long stands still."""
-_AT_ONCE: Final = 6
+_AT_ONCE: Final = 8
 """Programs that try at the same time: standing still takes no processor."""
 _NEW: Final = 0x1000_0000 | 0x0002_0000 | 0x0400_0000 | 0x0800_0000 | 0x4000_0000
 """CLONE_NEWUSER, NEWNS, NEWUTS, NEWIPC, NEWNET."""

@@ -45,9 +45,9 @@ def test_a_command_works_on_while_servers_die_and_the_report_says_what_it_cost(
 ) -> None:
     kernel = system.kernel
     work = (
-        "for n in $(seq 60); do echo $n > {mount}/f && test $(cat {mount}/f) = $n || exit 9; done"
+        "for n in $(seq 30); do echo $n > {mount}/f && test $(cat {mount}/f) = $n || exit 9; done"
     )
-    line = f"{work}; test $ATOLL_MOUNT = {{mount}} || exit 8; sleep 2; {work}; exit 3"
+    line = f"{work}; test $ATOLL_MOUNT = {{mount}} || exit 8; sleep 1; {work}; exit 3"
     done = chaos(system, "--json", "--seed", "11", "--rate", "12", "--", "sh", "-c", line)
     assert done.returncode == 3, done.stderr
     report = report_of(done)
