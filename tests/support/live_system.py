@@ -68,10 +68,17 @@ class LiveSystem:
             return {name: named(task) for name, task in door.tasks().items()}
 
     def kill(self, *servers: str) -> None:
-        """End servers' processes as `atoll kill` would, one after the other."""
+        """End servers' processes as `atoll kill` would, each one when it is up.
+
+        It returns when the kernel knows of the last death. The next incarnation may not be there.
+        """
         with opened(self.run.control_path) as door:
             for server in servers:
+                while (before := door.tasks()[server]).state != "running":
+                    pass
                 door.ask(door.control.kill(server))
+                while door.tasks()[server] == before:
+                    pass
 
     def look(self) -> None:
         """Note which processes the system has now."""

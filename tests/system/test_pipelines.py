@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import pty
@@ -178,13 +179,15 @@ def test_pipeline_survives_kills_of_the_pipe_server(system: LiveSystem, big: Pat
     running = subprocess.Popen(
         system.command("run", line), env=system.environment, stdout=subprocess.PIPE
     )
-    kills = 0
+    kills = handled = 0
     while running.poll() is None and kills < 8:
         task = system.tasks()["pipe"]
-        if task["state"] == "running" and task["pid"]:
+        if task["state"] == "running" and task["pid"] and task["handled"] > handled + 10:
+            handled = task["handled"]
             system.pids.add(task["pid"])
-            os.kill(task["pid"], signal.SIGKILL)
-            kills += 1
+            with contextlib.suppress(ProcessLookupError):  # it has not been replaced yet
+                os.kill(task["pid"], signal.SIGKILL)
+                kills += 1
     output, _ = running.communicate(timeout=COMMAND_TIMEOUT_S)
     assert output == expected
     assert running.returncode == 0
