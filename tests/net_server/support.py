@@ -27,7 +27,7 @@ ATOLL_OCTETS = bytes((10, 90, 0, 2))
 BODY_TIMEOUT_S = 10
 """After it, a test that would hang fails, and its system is stopped."""
 
-_DESCRIPTION = """
+DRIVER = """
 [server.supervisor]
 class = "core.system.supervisor:SupervisorServer"
 kernel = "full"
@@ -41,7 +41,12 @@ network = "own"
 reads = ["/proc/self", "/proc/thread-self"]
 writes = ["/dev/net/tun", "/proc/sys/net"]
 capabilities = ["net_admin", "sys_admin"]
+"""
+"""What any system with a link begins with."""
 
+_DESCRIPTION = (
+    DRIVER
+    + """
 [server.net]
 class = "net_server.server:NetServer"
 placement = "{placement}"
@@ -52,6 +57,7 @@ class = "net_server.echo:EchoServer"
 placement = "{placement}"
 grants = {{ net = {{ server = "net", operations = ["udp_bind"] }} }}
 """
+)
 
 
 class LiveSystem:

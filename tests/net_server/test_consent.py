@@ -21,7 +21,7 @@ from net_server.attachment import SPARES
 from net_server.link import LinkState
 from net_server.network import Network
 from tests.net_server.consent_servers import CRASH, Door
-from tests.net_server.support import HOST_OCTETS, LiveSystem, run_live
+from tests.net_server.support import DRIVER, HOST_OCTETS, LiveSystem, run_live
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.slow]
 
@@ -30,21 +30,9 @@ SECONDS = 1000
 """Milliseconds in one."""
 PLACEMENTS = ["process", "colocated"]
 
-_TWO = """
-[server.supervisor]
-class = "core.system.supervisor:SupervisorServer"
-kernel = "full"
-placement = "{placement}"
-
-[server.tap]
-class = "net_server.tap:TapServer"
-placement = "{placement}"
-options = {{ offload = {offload} }}
-network = "own"
-reads = ["/proc/self", "/proc/thread-self"]
-writes = ["/dev/net/tun", "/proc/sys/net"]
-capabilities = ["net_admin", "sys_admin"]
-
+_TWO = (
+    DRIVER
+    + """
 [server.net]
 class = "net_server.server:NetServer"
 placement = "{placement}"
@@ -57,6 +45,7 @@ placement = "{placement}"
 grants = {{ link = "tap" }}
 options = {{ address = "10.90.0.3/24", yields = "always", standby = true }}
 """
+)
 NEVER = _TWO.replace('yields = "always"', 'yields = "never"', 1)
 IDLE = _TWO.replace('yields = "always"', 'yields = "idle"', 1)
 POWERLESS = (

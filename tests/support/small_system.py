@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import trio
 from core.kernel.colocated import ColocatedTask
 from core.kernel.ports import Port
 from core.kernel.tasks import State
-from core.system.boot import Prepared, System
+from core.system.boot import Prepared, System, booted
 from core.system.description import parse_description
 from core.system.names import Names
 from core.system.pipe import Pipes
@@ -87,6 +88,15 @@ def prepare(
         probe=probe,
     )
     return Prepared(parse_description(text, "small"))
+
+
+@contextlib.asynccontextmanager
+async def running(prepared: Prepared, placement: str, journal: Path) -> AsyncIterator[Small]:
+    """Boot a small system. A mistake of the kernel's own fails the test in the end."""
+    log: list[str] = []
+    async with booted(prepared, log.append) as system:
+        yield Small(system, placement, journal, log)
+    assert not [line for line in log if line.startswith("kernel: a packet")], log
 
 
 class Small:

@@ -14,14 +14,14 @@ import trio.lowlevel
 
 from core.abi import HEADER, NO_SLOT, RIGHTS_LIMIT, Kind
 from core.kernel.tasks import State
-from core.system.boot import Prepared, booted
+from core.system.boot import Prepared
 from core.system.names import Names
 from core.system.pipe import Pipes
 from core.userlib.interface import encode
 from core.userlib.kernel_calls import KernelCalls
 from tests.support.hostile import Hostile
 from tests.support.servers import Probe, Slow
-from tests.support.small_system import Small, prepare
+from tests.support.small_system import Small, prepare, running
 
 PACKETS = 10_000
 INTERFACES = {"probe": Probe, "slow": Slow, "names": Names, "pipe": Pipes}
@@ -44,10 +44,8 @@ def prepared(placement: str, tmp_path: Path) -> Iterator[Prepared]:
 
 @pytest.fixture
 async def small(prepared: Prepared, placement: str, tmp_path: Path) -> AsyncIterator[Small]:
-    log: list[str] = []
-    async with booted(prepared, log.append) as system:
-        yield Small(system, placement, tmp_path / "journal", log)
-    assert not [line for line in log if line.startswith("kernel: a packet")], log
+    async with running(prepared, placement, tmp_path / "journal") as found:
+        yield found
 
 
 def descriptors() -> int:

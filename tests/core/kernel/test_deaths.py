@@ -148,13 +148,13 @@ async def test_kept_descriptors_outlive_the_server(small: Small) -> None:
 async def test_timers_of_a_dead_incarnation_do_not_ring(small: Small) -> None:
     await small.probe.arm(0.0, 1)
     await small.journaled("bits 1")
-    timer = await small.probe.arm(0.01, 2)
+    timer = await small.probe.arm(0.2, 2)
     await small.probe.disarm(timer)
     await small.probe.arm(1000.0, 4)
     assert len(small.system.task("probe").timers) == 1
     await small.end("probe")
     assert not small.system.task("probe").timers
-    await small.probe.arm(0.02, 8)
+    await small.probe.arm(0.2, 8)  # so it rings after the one that was disarmed would have
     await small.journaled("bits 8")
     assert small.journal.count("bits 2") == 0
 
