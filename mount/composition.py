@@ -4,8 +4,9 @@
 `atoll down` or a signal asked for it, because it could not start, or because something it cannot do
 without is gone.
 
-Order of the start: the zygote is forked before anything is opened; servers; mount; control socket;
-then, when mount, network and pipes have answered, the ready line. The end goes the other way.
+Order of the start: the zygote is forked before anything is opened; servers, a native mount's among
+them; pyfuse3's mount; control socket; then, when mount, network and pipes have answered, the ready
+line. The end goes the other way: a mount ends while its front end still serves.
 Whatever the end of this process is, the zygote detaches the mount and removes the socket after it.
 """
 
@@ -30,16 +31,25 @@ import trio
 from core.abi import ALL_OPERATIONS, Right
 from core.errors import AtollError
 from core.system.boot import BootError, Prepared, System, booted
-from core.system.description import DescriptionError, Grant, SystemDescription, load_description
+from core.system.description import (
+    PLACEMENTS,
+    DescriptionError,
+    Grant,
+    SystemDescription,
+    load_description,
+)
 from core.system.pipe import Pipes
 from core.userlib.server import Server
 from core.userlib.task import Task
 from fs_server.interface import FileSystem
 from net_server.network import Network
 
+from .attached import take_leave
 from .control import Control, Status
 from .control_server import ControlServer
-from .mount_point import MountError
+from .mount_options import FRONT_ENDS
+from .mount_point import FILE_SYSTEM_TYPE, MountError, check_device, detach, mounted, prepare
+from .native.described import with_native_mount
 from .settings import FrontEndName, Settings
 
 LOG_LIMIT: Final = 16 << 20
@@ -52,7 +62,7 @@ _MOUNT_TIMEOUT_S: Final = 20.0
 
 
 class FrontEndServer(Server):
-    """The FUSE front end as a task: it serves no port but gets the file server's notifications."""
+    """pyfuse3's front end as a task: it serves no port but gets the file server's notifications."""
 
     def __init__(self, task: Task, composition: Composition) -> None:
         super().__init__(task)
@@ -69,9 +79,7 @@ class FrontEndServer(Server):
         fs = self.task.connect(FileSystem, "fs")
         mountpoint = composition.settings.mountpoint
         assert mountpoint is not None
-        options = MountOptions(
-            allow_other=composition.settings.allow_other or None, front_end=composition.front_end
-        )
+        options = MountOptions(allow_other=composition.settings.allow_other or None)
         try:
             async with trio.open_nursery() as nursery:
                 serving = functools.partial(serve, fs, mountpoint, options, watch=self)
@@ -165,20 +173,52 @@ class Composition:
             raise BootError(self._failure)
 
     async def _run(self, prepared: Prepared, ready: int | None) -> None:
-        async with booted(prepared, self.log, self.settings.run.faults_path) as system:
-            self._order_last_rites(system)
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._heed_signals)
-                nursery.start_soon(self._watch_failure, system)
-                await self._start_doors(system, nursery)
-                if not self._end.is_set():
-                    self._announce(system, ready)
-                await self._end.wait()
-                nursery.cancel_scope.cancel()
+        faults, begin = self.settings.run.faults_path, self._order_last_rites
+        try:
+            async with booted(prepared, self.log, faults, begin) as system:
+                try:
+                    await self._open(system, ready)
+                finally:
+                    await self._leave_mount()
+        finally:
+            self._detach()
+
+    async def _open(self, system: System, ready: int | None) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._heed_signals)
+            nursery.start_soon(self._watch_failure, system)
+            await self._start_doors(system, nursery)
+            if not self._end.is_set():
+                self._announce(system, ready)
+            await self._end.wait()
+            nursery.cancel_scope.cancel()
+
+    # -- a mount that the native front end serves
+
+    @property
+    def _native_path(self) -> Path | None:
+        """Where such a mount is; None: there is none."""
+        return self.settings.mountpoint if self.front_end == "native" else None
+
+    def _is_mounted(self) -> bool:
+        """Tell whether such a mount is there; asks the mount table and not the path."""
+        table = mounted(self._native_path) if self._native_path is not None else None
+        return table is not None and table[1] == FILE_SYSTEM_TYPE
+
+    async def _leave_mount(self) -> None:
+        """End the mount in good order, as long as its front end serves."""
+        if self._native_path is not None and self._is_mounted():
+            with trio.CancelScope(shield=True):
+                await take_leave(self._native_path, trio.Event())
+
+    def _detach(self) -> None:
+        """Leave no mount behind, however the system has ended."""
+        if self._native_path is not None and self._is_mounted():
+            detach(self._native_path)
 
     async def _start_doors(self, system: System, nursery: trio.Nursery) -> None:
         """Open mount and control socket, and see that every door answers."""
-        if self.settings.mountpoint is not None:
+        if self.settings.mountpoint is not None and self._native_path is None:
             system.add_colocated(
                 "front-end",
                 lambda task: FrontEndServer(task, self),
@@ -295,20 +335,39 @@ def options_for(settings: Settings) -> dict[str, dict[str, Any]]:
 def describe_system(settings: Settings) -> SystemDescription:
     """Read and check the system description for these settings. DescriptionError."""
     without = _NETWORK if settings.net == "none" else ()
-    return load_description(Path(settings.system), options_for(settings), without)
+    description = load_description(Path(settings.system), options_for(settings), without)
+    name, placement = front_end_of(description)
+    if settings.mountpoint is None or name != "native":
+        return description
+    return with_native_mount(
+        description,
+        settings.mountpoint,
+        program=str(description.mount.get("class", "")),
+        placement=placement,
+        allow_other=settings.allow_other or None,
+    )
 
 
-def front_end_of(description: SystemDescription) -> FrontEndName:
-    """Return who is to speak with the host's kernel. DescriptionError: it names nobody known."""
-    name = description.mount.get("front_end", "pyfuse3")
-    unknown = set(description.mount) - {"front_end"}
+def front_end_of(description: SystemDescription) -> tuple[FrontEndName, str]:
+    """Return who is to speak with the host's kernel, and where that runs.
+
+    Raises:
+        DescriptionError: nobody, or no place, that is known.
+    """
+    table = description.mount
+    name, placement = table.get("front_end", "pyfuse3"), table.get("placement", "colocated")
+    unknown = set(table) - {"front_end", "placement", "class"}
     if unknown:
-        raise DescriptionError(f"[mount]: unknown key {min(unknown)!r}; known is front_end")
-    if name == "native":
-        return "native"
-    if name != "pyfuse3":
+        known = "known are front_end, placement and class"
+        raise DescriptionError(f"[mount]: unknown key {min(unknown)!r}; {known}")
+    if name not in FRONT_ENDS:
         raise DescriptionError(f'[mount]: front_end is "pyfuse3" or "native", not {name!r}')
-    return "pyfuse3"
+    if placement not in PLACEMENTS:
+        raise DescriptionError(f'[mount]: placement is "colocated" or "process", not {placement!r}')
+    if placement == "process" and name != "native":
+        reason = "pyfuse3 keeps its session in the process that mounts"
+        raise DescriptionError(f'[mount]: placement is "colocated" for {name}: {reason}')
+    return name, placement
 
 
 def run_system(settings: Settings, ready: int | None = None) -> int:
@@ -324,9 +383,13 @@ def run_system(settings: Settings, ready: int | None = None) -> int:
         description = describe_system(settings)
         settings.state.mkdir(parents=True, exist_ok=True)
         settings.run.enter(str(settings.state), str(settings.mountpoint or ""))
-        composition = Composition(settings, front_end_of(description))
+        front_end, _ = front_end_of(description)
+        composition = Composition(settings, front_end)
+        if front_end == "native" and settings.mountpoint is not None:
+            check_device()  # with all that can be known before anything runs
+            prepare(settings.mountpoint)
         trio.run(composition.run, Prepared(description), ready)
-    except (BootError, DescriptionError, OSError, BaseExceptionGroup) as error:
+    except (BootError, DescriptionError, MountError, OSError, BaseExceptionGroup) as error:
         cause = _cause(error)
         if cause is None:
             raise
@@ -342,4 +405,5 @@ def _cause(error: BaseException) -> BaseException | None:
     if isinstance(error, BaseExceptionGroup):
         causes = [_cause(inner) for inner in error.exceptions]
         return causes[0] if causes and None not in causes else None
-    return error if isinstance(error, BootError | DescriptionError | OSError) else None
+    known = BootError | DescriptionError | MountError | OSError
+    return error if isinstance(error, known) else None

@@ -91,7 +91,7 @@ class FileOperations(Generic[KnownT]):
 
     # Who asks
 
-    def _groups(self, pid: int) -> Iterable[int]:
+    async def _groups(self, pid: int) -> Iterable[int]:
         """Return a process's supplementary groups. OSError, RuntimeError, ValueError."""
         raise NotImplementedError
 
@@ -128,7 +128,7 @@ class FileOperations(Generic[KnownT]):
             ):
                 raise
             with contextlib.suppress(OSError, RuntimeError, ValueError):
-                groups = tuple(sorted(self._groups(pid)))
+                groups = tuple(sorted(await self._groups(pid)))
                 if groups:
                     return await call(Caller(uid, gid, groups, 0))
             raise

@@ -101,7 +101,7 @@ class FrontEnd(FileOperations[ShownInode], pyfuse3.Operations):
             self._known.pop(inode, None)
 
     @override
-    def _groups(self, pid: int) -> Iterable[int]:
+    async def _groups(self, pid: int) -> Iterable[int]:
         return pyfuse3.get_sup_groups(pid)
 
     # Names
@@ -236,7 +236,7 @@ class FrontEnd(FileOperations[ShownInode], pyfuse3.Operations):
     @override
     async def access(self, inode: int, mode: int, ctx: RequestContext) -> bool:
         """Return if the caller may. Not asked under `default_permissions`."""
-        groups = tuple(sorted(self._groups(ctx.pid)))
+        groups = tuple(sorted(await self._groups(ctx.pid)))
         try:
             await self._fs.access(Caller(ctx.uid, ctx.gid, groups, 0), inode, mode)
         except Refused as refusal:

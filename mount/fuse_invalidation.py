@@ -5,31 +5,29 @@ something, the file server sets a notification at a port of the front end. `Inva
 asks for the changes and takes back what the kernel may hold: an entry by its directory and name, an
 inode with or without its data.
 
-All of that happens in a thread. A notification to the kernel waits for the locks of the directory
-or the page that it concerns, and whoever holds these may wait for an answer from this very process:
-made on the front end's own turn it would be a deadlock. For the same reason the kernel's order is
-right: an invalidation waits for a look-up under way, so an older answer never survives it.
+A notification to the kernel waits for the locks of the directory or the page that it concerns, and
+whoever holds these may wait for an answer of the front end: so somebody else tells it (`host`). For
+the same reason the kernel's order is right: an invalidation waits for a look-up under way, so an
+older answer never survives it.
+
+A front end that is started again goes on at its bookmark. The file server's watch outlives it, as
+its port does; what is not known any more is answered with "drop everything".
 """
 
 from __future__ import annotations
 
 import logging
 import math
-import os
 from typing import Any, Final, Protocol
 
 import trio
 
 from core.abi import Right
 from core.errors import AtollError
-from fs_server.interface import ROOT_INODE, Change, FileSystem
+from fs_server.interface import CHANGES_LIMIT, ROOT_INODE, Change, FileSystem
 
 from .file_operations import FileOperations
-from .native.protocol.notifications import (
-    INCREASE_EPOCH,
-    invalidate_entry,
-    invalidate_inode,
-)
+from .host import Host
 
 log: Final = logging.getLogger(__name__)
 
@@ -48,34 +46,6 @@ class Watch(Protocol):
         """Wait until the file server has set its bit since the last time."""
 
 
-def invalidate(descriptor: int, changes: list[Change]) -> None:
-    """Have the host's kernel forget what the changes concern. Blocks: call it in a thread."""
-    for change in changes:
-        if change.name:
-            notification = invalidate_entry(change.inode, change.name)
-        else:
-            notification = invalidate_inode(change.inode, 0 if change.data else -1)
-        try:
-            os.write(descriptor, notification)
-        except FileNotFoundError:
-            continue  # the kernel does not hold it
-        except OSError as error:
-            log.warning("cannot invalidate %s: %s", change, error)
-
-
-def drop_entries(descriptor: int) -> bool:
-    """Have the host's kernel distrust every entry of the mount. Returns if it knows how to.
-
-    Args:
-        descriptor: the session's /dev/fuse.
-    """
-    try:
-        os.write(descriptor, INCREASE_EPOCH)
-    except OSError:
-        return False
-    return True
-
-
 def merged(changes: list[Change]) -> list[Change]:
     """Return the changes without repetitions; of an inode's, the one that includes data."""
     found: dict[tuple[int, bytes], Change] = {}
@@ -86,6 +56,26 @@ def merged(changes: list[Change]) -> list[Change]:
     return list(found.values())
 
 
+class Bookmark(Protocol):
+    """How far the file server's changes were followed, where another incarnation finds it."""
+
+    def read(self) -> int:
+        """Return the position that was written last, -1 if none was."""
+
+    def write(self, position: int) -> None:
+        """Keep a position: all that came before it has been told to the host."""
+
+
+class _NoBookmark:
+    """For a front end that has no later incarnation."""
+
+    def read(self) -> int:
+        return -1
+
+    def write(self, position: int) -> None:
+        pass
+
+
 class Invalidation:
     """Follows the file server's changes for one mount.
 
@@ -93,25 +83,30 @@ class Invalidation:
         front_end: whose cache of attributes is to be kept right too.
         fs: the file server.
         watch: where its notifications arrive; None: nobody else changes files.
-        descriptor: the session's /dev/fuse.
+        host: tells the host's kernel.
+        bookmark: from where to go on.
     """
 
     def __init__(
-        self, front_end: FileOperations[Any], fs: FileSystem, watch: Watch | None, descriptor: int
+        self,
+        front_end: FileOperations[Any],
+        fs: FileSystem,
+        watch: Watch | None,
+        host: Host,
+        bookmark: Bookmark | None = None,
     ) -> None:
-        self._descriptor = descriptor
         self._front_end = front_end
         self._fs = fs
         self._watch = watch
+        self._host = host
+        self._bookmark = bookmark or _NoBookmark()
+        self._position = -1
+        self._watching = False
         self._send, self._stale = trio.open_memory_channel[int](math.inf)
         front_end.stale = self._send.send_nowait
-        self._limiter = trio.CapacityLimiter(1)  # one thread: the order of changes is kept
 
     async def run(self) -> None:
         """Invalidate until cancelled."""
-        if not drop_entries(self._descriptor):
-            log.info("this host cannot drop all entries at once: they are cached for a second only")
-            self._front_end.keep_entries_shortly()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._follow_stale)
             if self._watch is not None:
@@ -121,44 +116,70 @@ class Invalidation:
         async for inode in self._stale:
             await self._tell([Change(inode, data=True)])
 
+    async def begin(self) -> None:
+        """Begin to watch: what changes from now on, or since the bookmark, will be told.
+
+        Raises:
+            AtollError: the file server does not answer; `run` begins then.
+        """
+        if self._watch is None or self._watching:
+            return
+        now = await self._fs.watch(self._watch.port)
+        self._position = self._bookmark.read()
+        if self._position < 0:
+            self._go_on(now)
+        self._watching = True
+
+    def _go_on(self, position: int) -> None:
+        """Note that all changes before a position have been told."""
+        self._position = position
+        self._bookmark.write(position)
+
     async def _follow(self, watch: Watch) -> None:
         """Ask for changes whenever there are some; a server that fails is asked again."""
-        position = -1
         while True:
             try:
-                if position < 0:
-                    position = await self._fs.watch(watch.port)
+                if not self._watching:
+                    await self.begin()
+                await self._catch_up()  # what happened while nobody was there is told first
                 await watch.wait_changed()
-                position = await self._catch_up(position)
             except AtollError as error:
                 log.warning("no changes from the file server: %s: %s", type(error).__name__, error)
                 await trio.sleep(PATIENCE_S)
                 await self._drop_everything()
-                position = -1
+                self._watching = False
+                self._go_on(-1)
 
-    async def _catch_up(self, position: int) -> int:
-        """Take back what changed since `position`. Returns where to go on; -1: watch anew."""
+    async def _catch_up(self) -> None:
+        """Take back what changed since the position."""
         while True:
-            position, changes = await self._fs.changes(position)
+            position, changes = await self._fs.changes(self._position)
             if not changes:
-                return position
+                self._go_on(position)
+                return
             if any(not change.inode for change in changes):
-                watched = await self._fs.watch(self._watch.port) if self._watch else position
+                now = await self._fs.watch(self._watch.port) if self._watch else position
                 await self._drop_everything()
-                return watched
+                self._go_on(now)
+                continue
             await self._tell(merged(changes))
+            self._go_on(position)
 
     async def _drop_everything(self) -> None:
         """Take back every inode that the kernel may know, with its data, and every entry."""
         known = self._front_end.known_inodes()
         log.info("dropping what the host caches of %d inodes", len(known))
-        drop_entries(self._descriptor)
+        await self._host.drop_entries()
         await self._tell([Change(inode, data=True) for inode in {ROOT_INODE, *known}])
 
     async def _tell(self, changes: list[Change]) -> None:
+        for start in range(0, len(changes), CHANGES_LIMIT):
+            await self._tell_few(changes[start : start + CHANGES_LIMIT])
+
+    async def _tell_few(self, changes: list[Change]) -> None:
         for change in changes:
             self._front_end.changed(change.inode, data=change.data)
-        await trio.to_thread.run_sync(invalidate, self._descriptor, changes, limiter=self._limiter)
+        await self._host.tell(changes)
         # An answer that was under way may have been taken for newer than the change: distrust it.
         for change in changes:
             self._front_end.changed(change.inode, data=change.data)

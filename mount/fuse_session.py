@@ -10,7 +10,6 @@ pyfuse3 keeps its session in globals: one mount for each process at a time.
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 from collections.abc import Iterator
@@ -22,25 +21,25 @@ import trio
 
 from fs_server.interface import FileSystem
 
+from .attached import FAREWELL_S, take_leave, tune
 from .file_operations import FileOperations
 from .front_end import FrontEnd
 from .fuse_invalidation import Invalidation, Watch
-from .fuse_wait import Workers, patched
+from .fuse_wait import Workers
+from .host import ThisProcess
 from .mount_options import Mount, MountOptions
 from .mount_point import MountError, check_device, detach, mounted, prepare
+from .native.attachment import Terms
+from .native.device import open_device
 from .native.front_end import NativeFrontEnd
+from .native.handshake import agree, wishes
 from .native.session import NativeSession
+from .patched_wait import patched
 
 log: Final = logging.getLogger(__name__)
 
 WORKERS_LIMIT: Final = 32
 """Requests that can be with the file server at once."""
-FAREWELL_S: Final = 1.5
-"""Seconds for the host's kernel to write back what it holds, when the mount ends."""
-READ_AHEAD_KIB: Final = 1024
-"""What the host's kernel reads ahead of a sequential reader: one request's worth."""
-BACKGROUND_LIMIT: Final = 64
-"""Requests without a waiting process that the host's kernel may have under way."""
 _session_exists = False
 
 
@@ -65,37 +64,6 @@ def _open_session(front_end: FrontEnd, path: Path, options: MountOptions) -> int
         raise MountError(path, cause, remedy) from None
     (descriptor,) = set(_fuse_descriptors()) - before
     return descriptor
-
-
-def _write_setting(path: str, value: int) -> bool:
-    try:
-        Path(path).write_text(f"{value}\n", encoding="ascii")
-    except OSError:
-        return False
-    return True
-
-
-def tune(path: Path) -> None:
-    """Raise limits of the mount that pyfuse3 does not reach. Only root may; else they stay."""
-    table = mounted(path)
-    if table is None:
-        return
-    _write_setting(f"/sys/class/bdi/{table[0]}/read_ahead_kb", READ_AHEAD_KIB)
-    minor = table[0].partition(":")[2]
-    for name in ("max_background", "congestion_threshold"):
-        _write_setting(f"/sys/fs/fuse/connections/{minor}/{name}", BACKGROUND_LIMIT)
-
-
-def _write_back(path: Path) -> None:
-    """Have the host's kernel write back what it holds for the mount. Blocks."""
-    try:
-        directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:
-        return
-    try:
-        ctypes.CDLL(None).syncfs(directory)
-    finally:
-        os.close(directory)
 
 
 class _Session:
@@ -139,14 +107,54 @@ class _Session:
         _session_exists = False
 
 
-async def _leave(session: _Session | NativeSession) -> None:
+class _NativeSession:
+    """The same for the native front end."""
+
+    def __init__(self, fs: FileSystem, path: Path, options: MountOptions) -> None:
+        self.path = path
+        self.begun = trio.Event()
+        self.ended = trio.Event()
+        self.working = trio.CancelScope(shield=True)
+        self.descriptor = open_device(path, others=options.others)
+        self._host = ThisProcess(self.descriptor)
+        self.front_end = NativeFrontEnd(fs, writeback=options.sole_writer, host=self._host)
+        self._workers = Workers(self.descriptor, options.linger_s)
+        self.mount = Mount(path, self._workers, polled=True)
+
+    async def work(self) -> None:
+        """Serve requests until the mount is gone, whoever else is cancelled."""
+        with self.working:
+            try:
+                writeback = self.front_end.enable_writeback_cache
+                agreed = await agree(self.descriptor, wishes(writeback=writeback))
+                if agreed is None:
+                    return
+                terms = Terms(agreed.features.value, agreed.buffer_size)
+                session = NativeSession(
+                    self.front_end, self.descriptor, terms, self._host, self._workers
+                )
+                self.begun.set()
+                await session.work()
+            finally:
+                self.ended.set()
+
+    def terminate(self) -> None:
+        """Take no more requests."""
+        self._workers.end()
+        trio.lowlevel.notify_closing(self.descriptor)
+
+    def close(self) -> None:
+        """Close the connection; the mount point is free for sure afterwards."""
+        os.close(self.descriptor)
+        if mounted(self.path) is not None:
+            detach(self.path)
+
+
+async def _leave(session: _Session | _NativeSession) -> None:
     """End the mount in good order, while the workers still serve."""
     ended = session.ended
     with trio.CancelScope(shield=True):
-        for step in (_write_back, detach):
-            if not ended.is_set():
-                with trio.move_on_after(FAREWELL_S):
-                    await trio.to_thread.run_sync(step, session.path, abandon_on_cancel=True)
+        await take_leave(session.path, ended)
         if not ended.is_set():
             session.terminate()
             with trio.move_on_after(FAREWELL_S):
@@ -156,12 +164,12 @@ async def _leave(session: _Session | NativeSession) -> None:
 
 def _begin(
     fs: FileSystem, path: Path, options: MountOptions
-) -> tuple[FileOperations[Any], _Session | NativeSession]:
+) -> tuple[FileOperations[Any], _Session | _NativeSession]:
     """Mount. MountError."""
     global _session_exists  # noqa: PLW0603 - pyfuse3 has one session for each process
     if options.front_end == "native":
-        native = NativeFrontEnd(fs, writeback=options.sole_writer)
-        return native, NativeSession(native, path, options)
+        native = _NativeSession(fs, path, options)
+        return native.front_end, native
     if _session_exists:
         raise MountError(path, "this process serves a mount already", "start another system")
     front_end = FrontEnd(fs, writeback=options.sole_writer)
@@ -198,13 +206,17 @@ async def serve(
     path = await trio.to_thread.run_sync(lambda: prepare(mountpoint, nonempty=options.nonempty))
     front_end, session = _begin(fs, path, options)
     try:
-        await _run(session, Invalidation(front_end, fs, watch, session.descriptor), task_status)
+        host = ThisProcess(session.descriptor)
+        if not await host.drop_entries():
+            log.info("this host cannot drop all entries at once: they are cached for a second only")
+            front_end.keep_entries_shortly()
+        await _run(session, Invalidation(front_end, fs, watch, host), task_status)
     finally:
         session.close()
 
 
 async def _run(
-    session: _Session | NativeSession,
+    session: _Session | _NativeSession,
     invalidation: Invalidation,
     task_status: trio.TaskStatus[Mount],
 ) -> None:

@@ -16,6 +16,28 @@ LINGER_S: Final = 50e-6
 FRONT_ENDS: Final = ("pyfuse3", "native")
 
 
+def fuse_options(*, others: bool) -> set[str]:
+    """Return the options that libfuse and fusermount3 are given.
+
+    Args:
+        others: users other than this one may enter.
+    """
+    options = {"fsname=atoll", "subtype=atoll", "default_permissions"}
+    return options | {"allow_other"} if others else options
+
+
+def others_may_enter(wanted: bool | None) -> bool:
+    """Return if users other than this one may enter; None: if this is root.
+
+    Raises:
+        MountError: the host's configuration forbids it.
+    """
+    others = os.geteuid() == 0 if wanted is None else wanted
+    if others:
+        check_allow_other()
+    return others
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class MountOptions:
     """How to mount.
@@ -39,15 +61,11 @@ class MountOptions:
     @property
     def others(self) -> bool:
         """Whether other users may enter. MountError: the host's configuration forbids it."""
-        others = os.geteuid() == 0 if self.allow_other is None else self.allow_other
-        if others:
-            check_allow_other()
-        return others
+        return others_may_enter(self.allow_other)
 
     def fuse(self) -> set[str]:
-        """Return the options that libfuse and fusermount3 are given."""
-        options = {"fsname=atoll", "subtype=atoll", "default_permissions"}
-        return options | {"allow_other"} if self.others else options
+        """Return the options that libfuse is given."""
+        return fuse_options(others=self.others)
 
 
 @dataclasses.dataclass(slots=True)

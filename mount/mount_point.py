@@ -22,6 +22,8 @@ MOUNT_TABLE: Final = Path("/etc/mtab")
 DEVICE: Final = Path("/dev/fuse")
 FUSE_CONF: Final = Path("/etc/fuse.conf")
 MOUNTS: Final = Path("/proc/self/mountinfo")
+FILE_SYSTEM_TYPE: Final = "fuse.atoll"
+"""What the mount table calls our mounts."""
 DETACH: Final = 2
 """MNT_DETACH: the mount point is free at once, files that are open stay usable."""
 UNMOUNT_PATIENCE_S: Final = 5.0

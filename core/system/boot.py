@@ -428,11 +428,13 @@ async def booted(
     prepared: Prepared,
     log: Callable[[str], None] = log_to_stderr,
     faults: Path | None = None,
+    begin: Callable[[System], None] = lambda system: None,
 ) -> AsyncIterator[System]:
     """Boot a prepared system, yield it while it runs, and stop it.
 
     Args:
         faults: where the fault log is written; None: it stays in memory.
+        begin: called before any server starts.
 
     Raises:
         BootError: a server could not be started. What had started is stopped again.
@@ -442,6 +444,7 @@ async def booted(
     failure: Exception | None = None
     try:
         system.enter()
+        begin(system)
         async with trio.open_nursery() as nursery:
             try:
                 await system.run(nursery)

@@ -34,7 +34,7 @@ from .pauses import Span, figures, pauses_s, spans_of
 from .probes import EchoProbe, PortProbe, Probe, probes_for
 from .report import ClientRow, Report, ServerRow, again
 
-DEFAULT_SERVERS: Final = ("fs", "disk", "net", "tap", "pipe", "names", "supervisor")
+DEFAULT_SERVERS: Final = ("fs", "disk", "net", "tap", "pipe", "names", "supervisor", "front-end")
 RETURN_S: Final = 15.0
 """A server that does not serve again within this time is lost."""
 CHAOS_FAILED: Final = 125

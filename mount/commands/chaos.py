@@ -42,7 +42,7 @@ def register(commands: Commands) -> None:
     parser.add_argument("--seed", type=_seed, help="the same strikes again (default: by chance)")
     parser.add_argument(
         "--kill", type=_names, default=[], metavar="LIST",
-        help="servers, with commas (default: fs,disk,net,tap,pipe,names,supervisor)",
+        help="servers, with commas (default: fs,disk,net,tap,pipe,names,supervisor,front-end)",
     )  # fmt: skip
     parser.add_argument(
         "--stop", type=_names, default=[], metavar="LIST",

@@ -24,7 +24,8 @@ Code that cannot be loaded is refused, and so is code that does not fit the syst
 interface has to keep every operation, with number, parameters, reply and declaration. Operations
 may be added after the others, but nobody can call them before the system is started again. Nor can
 the interfaces change that it calls, nor the line to the kernel. Not reloaded are: the kernel, the
-front end, the system description, and servers that are promoted into the kernel's process.
+system description, and servers that are promoted into the kernel's process, as is the front end as
+a rule.
 
 exit status: 0 the new code serves, 1 it does not
 

@@ -12,28 +12,30 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
-from mount.mount_options import MountOptions
+from mount.mount_options import fuse_options
 from mount.mount_point import DEVICE, MountError
 
 _NOSUID_NODEV: Final = 2 | 4
 _PATIENCE_S: Final = 10.0
 
 
-def open_device(path: Path, options: MountOptions) -> int:
+def open_device(path: Path, *, others: bool) -> int:
     """Mount at `path`, and return the session's descriptor of /dev/fuse, which is the caller's.
+
+    Args:
+        others: users other than this one may enter.
 
     Raises:
         MountError: neither mount(2) nor fusermount3 would.
     """
-    fuse = options.fuse()
     if os.geteuid() == 0:
         descriptor = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
-        failure = _mount(descriptor, path, allow_other="allow_other" in fuse)
+        failure = _mount(descriptor, path, others=others)
         if not failure:
             return descriptor
         os.close(descriptor)
     else:
-        received, failure = _by_program(path, fuse)
+        received, failure = _by_program(path, fuse_options(others=others))
         if received >= 0:
             return received
     cause = f"the host refused the mount ({failure})"
@@ -41,7 +43,7 @@ def open_device(path: Path, options: MountOptions) -> int:
     raise MountError(path, cause, remedy)
 
 
-def _mount(descriptor: int, path: Path, *, allow_other: bool) -> str:
+def _mount(descriptor: int, path: Path, *, others: bool) -> str:
     """Call mount(2). Returns why it failed, "" if it did not."""
     kind = stat.S_IFMT(path.stat().st_mode)
     words = [
@@ -51,7 +53,7 @@ def _mount(descriptor: int, path: Path, *, allow_other: bool) -> str:
         f"group_id={os.getgid()}",
         "default_permissions",
     ]
-    if allow_other:
+    if others:
         words.append("allow_other")
     libc = ctypes.CDLL(None, use_errno=True)
     data = ",".join(words).encode()

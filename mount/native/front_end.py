@@ -20,7 +20,6 @@ import os
 import stat
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -30,9 +29,11 @@ from core.errors import Refused
 from core.userlib.interface import Bulk
 from fs_server.interface import ROOT_INODE, Attributes, Caller, Changes, Entry, FileSystem
 from mount.file_operations import APPEND, INODE_BITS, ROOT, FileOperations
+from mount.host import Host
 from mount.known_inode import CACHE_S, ENTRY_SHORTLY_S
 
 from . import file_flags
+from .lookups import Lookups
 from .packed_inode import PackedInode
 from .protocol import layouts, requests
 from .protocol.directory import Listing, parse_listing
@@ -98,10 +99,22 @@ class NativeFrontEnd(FileOperations[PackedInode]):
         groups_told: the host's kernel says which of the caller's groups matters, if one does.
     """
 
-    def __init__(self, fs: FileSystem, *, writeback: bool = False) -> None:
+    def __init__(
+        self, fs: FileSystem, *, writeback: bool = False, host: Host, lookups: Lookups | None = None
+    ) -> None:
+        """Make the handlers.
+
+        Args:
+            host: what is asked of the host.
+            lookups: where they are counted for later incarnations; None: there are none.
+        """
         super().__init__(fs, writeback=writeback)
+        self._host = host
+        self._lookups = lookups
         self._entry_s = int(CACHE_S)
         self.groups_told = False
+        if lookups is not None:
+            self._inherit(lookups)
         self.handlers: dict[int, Handler] = {
             opcode.value: getattr(self, f"_on_{opcode.name.lower()}")
             for opcode in Opcode
@@ -121,7 +134,23 @@ class NativeFrontEnd(FileOperations[PackedInode]):
         """Return the packed entry, and count the look-up."""
         known = self._seen(attributes)
         known.lookups += 1
+        if self._lookups is not None:
+            self._lookups.note(attributes.inode, 1, attributes.mode)
         return known.entry
+
+    def _inherit(self, lookups: Lookups) -> None:
+        """Know what an earlier incarnation knew; of what was shown only the kind is left.
+
+        Another client may have changed any of it, so where an append belongs is asked for.
+        """
+        for inode, count, mode in lookups.load():
+            known = self._known[inode] = PackedInode()
+            known.lookups, known.moved = count, True
+            known.last = Attributes(inode, mode, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+        lookups.live = lambda: (
+            (inode, known.lookups, known.last.mode if known.last is not None else 0)
+            for inode, known in self._known.items()
+        )
 
     def forget(self, inode: int, count: int) -> None:
         """Be told that the kernel has dropped an inode that it looked up so often."""
@@ -129,6 +158,8 @@ class NativeFrontEnd(FileOperations[PackedInode]):
         if known is None:
             return
         known.lookups -= count
+        if self._lookups is not None:
+            self._lookups.note(inode, -count, 0)
         if known.lookups <= 0 and inode != ROOT_INODE:
             del self._known[inode]
 
@@ -156,10 +187,8 @@ class NativeFrontEnd(FileOperations[PackedInode]):
             known.attributes = None  # so that it is packed anew when it is next shown
 
     @override
-    def _groups(self, pid: int) -> Iterable[int]:
-        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
-        line = next(line for line in status.splitlines() if line.startswith("Groups:"))
-        return map(int, line.split()[1:])
+    async def _groups(self, pid: int) -> Iterable[int]:
+        return await self._host.groups(pid)
 
     async def _made(
         self, request: Makes, call: Callable[[Caller], Awaitable[Attributes]]
@@ -287,7 +316,7 @@ class NativeFrontEnd(FileOperations[PackedInode]):
 
     async def _on_access(self, request: requests.Access) -> Bulk:
         """Say if the caller may. Not asked under `default_permissions`."""
-        groups = tuple(sorted(self._groups(request.pid)))
+        groups = tuple(sorted(await self._groups(request.pid)))
         caller = Caller(request.uid, request.gid, groups, 0)
         await self._fs.access(caller, request.nodeid, request.mask)
         return _NOTHING

@@ -27,56 +27,43 @@ from __future__ import annotations
 
 import errno
 import logging
+import mmap
 import os
+import select
 import types
-from collections.abc import Callable, Generator
-from pathlib import Path
+from collections.abc import Callable, Generator, Iterable
 from typing import Any, Final
 
 import trio
 
+from core.abi import RESUMABLE_PLACES
 from core.errors import Refused
 from core.userlib.interface import Bulk
+from core.userlib.resuming import Place
 from mount.error_numbers import error_number
 from mount.fuse_wait import Workers
-from mount.mount_options import Mount, MountOptions
-from mount.mount_point import detach, mounted
+from mount.host import Host
 
-from .device import open_device
+from .attachment import Terms
 from .front_end import NativeFrontEnd
 from .protocol import requests
 from .protocol.decoding import Decoder
-from .protocol.flags import MIN_READ_BUFFER, Init
-from .protocol.malformed import MalformedError, VersionError
-from .protocol.negotiation import Agreement, Wishes, negotiate
+from .protocol.flags import Init
+from .protocol.malformed import MalformedError
+from .protocol.notifications import RESEND
 from .protocol.opcodes import Opcode
 from .protocol.operations import OPERATIONS, UNANSWERED
 from .protocol.replies import HEADER_SIZE, error_reply, pack_header
-from .signals import is_ending
+from .resent import UNIQUE, Resent
 
 log: Final = logging.getLogger(__name__)
 
-WORKERS_LIMIT: Final = 32
-"""Requests that can be with the file server at once."""
+WORKERS_LIMIT: Final = RESUMABLE_PLACES
+"""Requests that can be with the file server at once: each is worked on at a place of its own."""
 HEED_S: Final = 0.05
 """Seconds between two looks at a process that was interrupted and lives."""
 DECLINED_LIMIT: Final = 64
 """Kinds of requests of which the log says that they are not served."""
-FEATURES: Final = (
-    Init.ASYNC_READ
-    | Init.ATOMIC_O_TRUNC
-    | Init.EXPORT_SUPPORT
-    | Init.BIG_WRITES
-    | Init.AUTO_INVAL_DATA
-    | Init.DO_READDIRPLUS
-    | Init.READDIRPLUS_AUTO
-    | Init.ASYNC_DIO
-    | Init.PARALLEL_DIROPS
-    | Init.MAX_PAGES
-    | Init.CACHE_SYMLINKS
-    | Init.HAS_EXPIRE_ONLY
-    | Init.CREATE_SUPP_GROUP
-)
 _SHORT: Final = 4096
 """Octets of a reply up to which joining header and body is cheaper than writing two pieces."""
 _GONE: Final = frozenset({errno.ENODEV, errno.ECONNABORTED, errno.EBADF})
@@ -84,106 +71,90 @@ _GONE: Final = frozenset({errno.ENODEV, errno.ECONNABORTED, errno.EBADF})
 
 
 class NativeSession:
-    """One mount, from mount(2) to its end.
+    """One mount that was made and agreed upon, as long as this incarnation serves it.
 
-    Attributes:
-        begun: INIT was answered.
-        ended: no request will come any more.
-        working: everything that serves.
-        descriptor: the session's /dev/fuse.
+    Args:
+        descriptor: the session's /dev/fuse, owned by whoever made the session.
+        host: looks at processes that were interrupted.
+        workers: how workers wait for requests at the descriptor.
+        kept: place and tag of what the kernel keeps of an earlier incarnation's calls.
     """
 
-    def __init__(self, front_end: NativeFrontEnd, path: Path, options: MountOptions) -> None:
-        self.path = path
-        self.begun = trio.Event()
-        self.ended = trio.Event()
-        self.working = trio.CancelScope(shield=True)
-        self.descriptor = open_device(path, options)
-        self._workers = Workers(self.descriptor, options.linger_s)
-        self.mount = Mount(path, self._workers, polled=True)
+    def __init__(
+        self,
+        front_end: NativeFrontEnd,
+        descriptor: int,
+        terms: Terms,
+        host: Host,
+        workers: Workers,
+        kept: Iterable[tuple[int, int]] = (),
+    ) -> None:
         self._front_end = front_end
+        self._descriptor = descriptor
+        self._terms = terms
+        self._host = host
+        self._workers = workers
         self._handlers = front_end.handlers
         self._under_way: dict[int, tuple[trio.CancelScope, int]] = {}
         self._declined: set[int] = set()
         self._decode = Decoder().decode
         self._nursery: trio.Nursery | None = None
-        features = FEATURES
-        if front_end.enable_writeback_cache:
-            features |= Init.WRITEBACK_CACHE
-        self._wishes = Wishes(features=features)
+        self._resent = Resent(kept)
+        front_end.groups_told = bool(terms.features & Init.CREATE_SUPP_GROUP)
 
     # The life of the session
 
     async def work(self) -> None:
-        """Serve requests until the mount is gone, whoever else is cancelled."""
-        with self.working:
-            try:
-                agreed = await self._begin()
-                if agreed is not None:
-                    told = Init.CREATE_SUPP_GROUP in agreed.features
-                    self._front_end.groups_told = told
-                    self._front_end.initialised()
-                    self.begun.set()
-                    await self._serve(agreed.buffer_size)
-            finally:
-                self.ended.set()
-
-    async def _begin(self) -> Agreement | None:
-        """Agree with the kernel. Returns None if the mount ended before that."""
-        buffer = bytearray(MIN_READ_BUFFER)
-        while await self._workers.wait_readable():
-            size = self._receive(buffer)
-            if size <= 0:
-                continue
-            request = self._decode(memoryview(buffer)[:size])
-            if not isinstance(request, requests.Init):
-                self._fail(request.opcode, request.unique, errno.EPROTO)
-                continue
-            try:
-                agreed = negotiate(request, self._wishes)
-            except VersionError as error:
-                log.error("%s", error)  # noqa: TRY400 - the text says it all
-                self._fail(request.opcode, request.unique, errno.EPROTO)
-                continue
-            self._write(agreed.reply)
-            if not agreed.again:
-                return agreed
-        return None
-
-    async def _serve(self, buffer_size: int) -> None:
+        """Serve requests until the mount is gone, or cancelled."""
+        if self._terms.resends:
+            self._write(RESEND)
+            self._take_resent()
         async with trio.open_nursery() as outer:
             self._nursery = outer
             async with trio.open_nursery() as nursery:
-                for _ in range(WORKERS_LIMIT):
-                    nursery.start_soon(self._work, buffer_size)
+                for number in range(WORKERS_LIMIT):
+                    nursery.start_soon(self._work, number)
             outer.cancel_scope.cancel()
 
-    def terminate(self) -> None:
-        """Take no more requests."""
-        self._workers.end()
-        trio.lowlevel.notify_closing(self.descriptor)
+    def _take_resent(self) -> None:
+        """Read what is said again, all of it before anything is begun.
 
-    def close(self) -> None:
-        """Close the connection; the mount point is free for sure afterwards."""
-        os.close(self.descriptor)
-        if mounted(self.path) is not None:
-            detach(self.path)
+        Such requests stand before all others in the host's queue.
+        """
+        buffer = make_buffer(self._terms.buffer_size)
+        poll = select.poll()
+        poll.register(self._descriptor, select.POLLIN)
+        while poll.poll(0) == [(self._descriptor, select.POLLIN)]:
+            size = self._receive(buffer)
+            if size > 0 and not self._resent.take(bytes(memoryview(buffer)[:size])):
+                return
 
     # One worker
 
-    async def _work(self, buffer_size: int) -> None:
-        await self._workers.drive(self._work_off(buffer_size))
+    async def _work(self, number: int) -> None:
+        await self._workers.drive(self._work_off(Place(number)))
 
-    async def _work_off(self, buffer_size: int) -> None:
-        buffer = bytearray(buffer_size)
-        view = memoryview(buffer)
+    async def _work_off(self, place: Place) -> None:
+        place.enter()
         decode, handlers = self._decode, self._handlers
-        while await self._workers.wait_readable():
-            size = self._receive(buffer)
-            if size <= 0:
-                continue
+        resent: Resent | None = self._resent
+        buffer: mmap.mmap | None = None
+        view = memoryview(b"")
+        while True:
+            message = resent.give(place.number) if resent is not None else None
+            if message is None:
+                resent = None
+                if not await self._workers.wait_readable():
+                    return
+                if buffer is None:
+                    buffer = make_buffer(self._terms.buffer_size)
+                    view = memoryview(buffer)
+                size = self._receive(buffer)
+                if size <= 0:
+                    continue
+                message = view[:size]
             try:
-                request = decode(view[:size])
+                request = decode(message)
             except MalformedError as error:
                 self._malformed(error)
                 continue
@@ -191,6 +162,7 @@ class NativeSession:
             if handler is None:
                 self._handle_other(request)
                 continue
+            place.tag = request.unique & UNIQUE
             try:
                 steps = handler(request).__await__()
                 try:
@@ -212,6 +184,8 @@ class NativeSession:
         """Finish a handler that has suspended with `trap`, so that an interrupt finds it."""
         with trio.CancelScope() as scope:  # noqa: ASYNC100 - it waits in `yield from`
             self._under_way[request.unique] = scope, request.pid
+            if request.unique in self._resent.interrupted and self._nursery is not None:
+                self._nursery.start_soon(self._heed, request.unique)
             try:
                 return (yield from _rest(steps, trap))
             finally:
@@ -247,17 +221,17 @@ class NativeSession:
         """Cancel a request when nobody will be there to take its answer."""
         while unique in self._under_way:
             scope, pid = self._under_way[unique]
-            if is_ending(pid):
+            if await self._host.is_ending(pid):
                 scope.cancel()
                 return
             await trio.sleep(HEED_S)
 
     # The device
 
-    def _receive(self, buffer: bytearray) -> int:
+    def _receive(self, buffer: mmap.mmap) -> int:
         """Read a request. Returns its octets; 0: there was none; -1: the session is over."""
         try:
-            return os.readv(self.descriptor, (buffer,))
+            return os.readv(self._descriptor, (buffer,))
         except OSError as error:
             if error.errno in _GONE:
                 self._workers.end()
@@ -271,9 +245,9 @@ class NativeSession:
         header = pack_header(size, 0, request.unique)
         try:
             if size <= _SHORT and isinstance(body, bytes):
-                os.write(self.descriptor, header + body)
+                os.write(self._descriptor, header + body)
             else:
-                os.writev(self.descriptor, (header, body))
+                os.writev(self._descriptor, (header, body))
         except OSError as error:
             self._front_end.undo(request.opcode, body)
             if error.errno not in _GONE and error.errno != errno.ENOENT:  # ENOENT: withdrawn
@@ -288,7 +262,7 @@ class NativeSession:
 
     def _write(self, octets: bytes) -> None:
         try:
-            os.write(self.descriptor, octets)
+            os.write(self._descriptor, octets)
         except OSError as error:
             if error.errno not in _GONE and error.errno != errno.ENOENT:
                 log.warning("the host took no answer: %s", error)
@@ -297,6 +271,15 @@ class NativeSession:
         log.error("opcode %d: %s", error.opcode, error.reason)
         if error.unique:
             self._write(error_reply(error.unique, errno.EIO))
+
+
+def make_buffer(size: int) -> mmap.mmap:
+    """Return memory for requests, with pages behind all of it.
+
+    The host's kernel fails a request with EIO if a process that is being killed lacks the page that
+    it is copied to.
+    """
+    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE)
 
 
 def _rest(steps: Generator[Any, Any, Bulk], trap: Any) -> Generator[Any, Any, Bulk]:

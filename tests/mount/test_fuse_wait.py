@@ -12,7 +12,8 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from mount.fuse_wait import BURST_REQUESTS, Workers, patched
+from mount.fuse_wait import BURST_REQUESTS, Workers
+from mount.patched_wait import patched
 
 Handler = Callable[[bytes], Awaitable[None]]
 

@@ -26,12 +26,14 @@ from .cycles import cycles
 from .file_servers import ForgetfulFileServer, UnluckyFileServer
 from .files import files
 from .frames import frames
+from .front_end import front_end
 from .packets import packets
 from .run import Run
 from .storm import storm
 
 PROGRAMS: Final[dict[str, tuple[Callable[[Run], None], float]]] = {
-    "storm": (storm, 0.52),
+    "storm": (storm, 0.42),
+    "front-end": (front_end, 0.1),
     "files": (files, 0.1),
     "packets": (packets, 0.1),
     "frames": (frames, 0.1),

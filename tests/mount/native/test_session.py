@@ -18,9 +18,10 @@ import pytest
 import trio
 
 from fs_server.interface import ROOT_INODE, Attributes, Caller
+from mount import host
 from mount.fuse_session import serve
+from mount.host import ThisProcess
 from mount.mount_options import MountOptions
-from mount.native import session
 from mount.native.front_end import NativeFrontEnd
 from mount.native.protocol.opcodes import Opcode
 from mount.native.signals import is_ending
@@ -87,7 +88,7 @@ async def test_signal_that_is_caught_fails_no_call(
         looked.set()
         return is_ending(pid)
 
-    monkeypatch.setattr(session, "is_ending", look)
+    monkeypatch.setattr(host, "is_ending", look)
     async with trio.open_nursery() as nursery:
         await nursery.start(partial(serve, fs, tmp_path, OPTIONS))
         command = [sys.executable, "-c", CATCHES, str(tmp_path / "slow")]
@@ -244,6 +245,6 @@ async def test_plain_listing_asks_for_no_attributes_of_what_was_listed_before(
 
 
 def test_every_handler_has_an_opcode() -> None:
-    front_end = NativeFrontEnd(MemoryFileSystem())
+    front_end = NativeFrontEnd(MemoryFileSystem(), host=ThisProcess(-1))
     named = {name for name in dir(front_end) if re.match("_on_", name)}
     assert len(named) == len(front_end.handlers)

@@ -1,0 +1,146 @@
+"""The native front end as a server: the same code in a process of its own, or promoted.
+
+It serves the host's kernel, over a device that the mount's server lends (`attachment`), so it has
+no operations. Its death is the moment in which the host waits: the next incarnation asks the host
+to say again what was not answered, and goes on.
+
+What an incarnation leaves to the next one: at the kernel, what its changes came to (a change is a
+resumable call, see `core.userlib.resuming`); in memory that the kernel keeps, which inodes the host
+knows, and how far other clients' changes were followed. Its opens are the file server's to count,
+for the badge, which is the task's. All else that it remembers can be asked for again.
+
+Confined, it holds nothing of the host but the device.
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+from typing import Final
+
+import trio
+from typing_extensions import override
+
+from core.abi import Right
+from core.errors import AtollError, Refused
+from core.userlib.kept_value import KeptValue, UnreadableError
+from core.userlib.resuming import outliving
+from core.userlib.server import Server
+from core.userlib.task import Task
+from fs_server.interface import FileSystem
+from mount.fuse_invalidation import Invalidation
+from mount.fuse_wait import Workers
+from mount.mount_options import LINGER_S
+
+from .attachment import Attachment
+from .front_end import NativeFrontEnd
+from .lookups import Lookups
+from .session import NativeSession
+
+log: Final = logging.getLogger(__name__)
+
+_POSITION: Final = struct.Struct("=q")
+
+
+class KeptPosition:
+    """How far other clients' changes were followed (`Bookmark`)."""
+
+    def __init__(self, task: Task) -> None:
+        self._value = KeptValue(task, "position")
+        self._position = -1
+        try:
+            found = self._value.load()
+        except UnreadableError:
+            found = None
+        if found is not None:
+            (self._position,) = _POSITION.unpack(found)
+        self._value.store(_POSITION.pack(self._position))
+
+    def read(self) -> int:  # noqa: D102 - see Bookmark
+        return self._position
+
+    def write(self, position: int) -> None:  # noqa: D102 - see Bookmark
+        if position != self._position:
+            self._position = position
+            self._value.store(_POSITION.pack(position))
+
+
+class _IntoTheLog(logging.Handler):
+    """Has the system's log say what modules of the mount say: a confined task has no other."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(logging.INFO)
+        self._task = task
+
+    @override
+    def emit(self, record: logging.LogRecord) -> None:
+        self._task.log(self.format(record))
+
+
+class FrontEndServer(Server):
+    """See the module head. Grants: `fs`, the file server; `mount`, who lends the device."""
+
+    async def start(self) -> None:
+        """Take the device, and what the incarnation before has left."""
+        task = self.task
+        self._changed = trio.Event()
+        self._port: Right | None = None
+        self._log = _IntoTheLog(task)
+        self._session: NativeSession | None = None
+        host = task.connect(Attachment, "mount")
+        try:
+            terms, device = await host.lend()
+        except Refused as refusal:
+            task.log(f"there is nothing to serve: {refusal.detail}")
+            return
+        fs = outliving(task.connect(FileSystem, "fs"))
+        front_end = NativeFrontEnd(fs, host=host, lookups=Lookups(task))
+        if not terms.forgets:
+            front_end.keep_entries_shortly()
+        self._device = device
+        descriptor = device.fileno()
+        workers = Workers(descriptor, LINGER_S)
+        kept = task.resumable()
+        self._session = NativeSession(front_end, descriptor, terms, host, workers, kept)
+        position = KeptPosition(task)
+        self._invalidation = Invalidation(front_end, fs, self, host, position)
+        if position.read() >= 0:
+            return  # the file server still tells of changes, and may be away just now
+        try:
+            await self._invalidation.begin()
+        except AtollError as error:
+            task.log(f"the file server does not tell of changes yet: {error}")
+
+    async def run(self) -> None:
+        """Serve until the system ends or somebody unmounts."""
+        session = self._session
+        if session is None:
+            await trio.sleep_forever()
+        logger = logging.getLogger("mount")
+        logger.addHandler(self._log)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._invalidation.run)
+                await session.work()
+                nursery.cancel_scope.cancel()
+        finally:
+            logger.removeHandler(self._log)
+            self._device.close()
+        self.task.log("the mount has ended")
+        await trio.sleep_forever()
+
+    @property
+    def port(self) -> Right:
+        """A right for the file server to notify (`Watch`)."""
+        if self._port is None:
+            self._port = self.task.mint(1)
+        return self._port
+
+    async def wait_changed(self) -> None:
+        """Wait for the file server's bit (`Watch`)."""
+        await self._changed.wait()
+        self._changed = trio.Event()
+
+    def notified(self, bits: int) -> None:
+        """The file server says that another client changed something."""
+        self._changed.set()  # stays set until `wait_changed`: a bit that nobody waits for counts
