@@ -8,6 +8,7 @@ at fault.
 from __future__ import annotations
 
 import collections
+import errno
 import socket
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -52,9 +53,11 @@ class Outbox:
         except BlockingIOError:
             self._blocked()
             return False
-        except OSError:
-            # The process is gone. What its line still holds is read first; the rim then finds the
-            # end.
+        except OSError as error:
+            if error.errno == errno.ETOOMANYREFS:  # too many are under way on the host: it passes
+                self._blocked()
+            # Else the process is gone. What its line still holds is read first; the rim then finds
+            # the end.
             return False
         return True
 

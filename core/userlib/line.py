@@ -8,11 +8,13 @@ region for what is large.
 from __future__ import annotations
 
 import array
+import errno
 import fcntl
 import mmap
 import os
 import select
 import socket
+import time
 from typing import Final
 
 from core.abi import (
@@ -43,6 +45,9 @@ _MADV_REMOVE: Final = 9
 """madvise(2): free the pages of a shared mapping, and what they hold."""
 _F_ADD_SEALS: Final = 1033
 _F_SEAL_SEAL, _F_SEAL_SHRINK, _F_SEAL_GROW = 0x1, 0x2, 0x4
+_UNDER_WAY_S: Final = 10.0
+"""How long a send waits for descriptors of others to be received."""
+_LOOK_AGAIN_S: Final = 0.002
 _pack: Final = HEADER.pack
 WAIT: Final = int(socket.MSG_CMSG_CLOEXEC)
 DO_NOT_WAIT: Final = int(socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
@@ -270,7 +275,7 @@ class Line:
         try:
             if descriptors or rights:
                 parts = [header, b"".join(NAME.pack(right) for right in rights), fields, bulk]
-                socket.send_fds(self.socket, parts, list(descriptors))
+                _send_lent(self.socket, parts, descriptors)
             elif inline:
                 self.socket.sendmsg((header, fields, bulk))
             else:
@@ -330,6 +335,25 @@ class Line:
         """Close the socket and unmap the region."""
         self.socket.close()
         self.region.close()
+
+
+def _send_lent(connection: socket.socket, parts: list[Bulk], descriptors: tuple[int, ...]) -> None:
+    """Send with descriptors; waits while too many are under way on the host.
+
+    The host counts those that all processes of one user have sent and nobody has received yet, and
+    refuses when they are more than the sender may have open (unix(7), ETOOMANYREFS). A confined
+    task may have few open, and others send as many as they like; but they are soon received.
+    """
+    deadline = time.monotonic() + _UNDER_WAY_S
+    while True:
+        try:
+            socket.send_fds(connection, parts, list(descriptors))
+        except OSError as error:
+            if error.errno != errno.ETOOMANYREFS or time.monotonic() > deadline:
+                raise
+            time.sleep(_LOOK_AGAIN_S)  # noqa: TID251 - packets have an order, so nothing may pass
+        else:
+            return
 
 
 def new_region() -> int:
