@@ -62,6 +62,7 @@ _TICK: Final = 1
 """The notification bit of the server's own timer."""
 _SURVEY: Final = 2
 """The bit of the timer for the next step of the survey."""
+_DATA: Final = "data"
 _OPENS: Final = "opens"
 _RESERVE: Final = "reserve"
 _WATCH: Final = "watch."
@@ -101,12 +102,16 @@ class FileServer(Server):
         """Open the volume on the disk's data file; restore opens and watches."""
         task = self.task
         directory = Path(task.options["state"])
-        info, descriptor = await task.connect(Disk, "disk").lend()
-        prepare_volume(directory, info)
+        data = task.kept(_DATA)
+        if data is None:
+            info, descriptor = await task.connect(Disk, "disk").lend()
+            prepare_volume(directory, info)
+            data = descriptor.take()
+            task.keep(_DATA, data)  # a restart waits for no other server
         opens = Opens(task.boot_id, lambda number: task.keep(_OPENS, number), task.kept(_OPENS))
         kept = task.kept(_RESERVE)
         reserve = Reserve(task.boot_id, lambda number: task.keep(_RESERVE, number), kept)
-        self.volume = self.open_volume(directory, descriptor.take(), opens, reserve)
+        self.volume = self.open_volume(directory, data, opens, reserve)
         self._survey_after(SURVEY_DELAY_S)
         for label, right in task.kept_rights().items():
             if label.startswith(_WATCH):

@@ -21,6 +21,7 @@ from typing import Final
 import trio
 
 from core.errors import Refused, TaskError
+from core.userlib.interface import Descriptor
 from core.userlib.task import Task
 
 from .device import DRAIN_LIMIT, Device, DeviceGoneError
@@ -32,6 +33,24 @@ LAST_DRAINS: Final = 16
 it."""
 _PAUSE_S: Final = 0.5
 """Before the driver is asked again for what it has refused."""
+
+
+async def look(task: Task, link: Link, *, standby: bool) -> tuple[LinkInfo, Descriptor | None]:
+    """Return what a link is, and its descriptor, if it is ours or nobody's.
+
+    Args:
+        standby: do not borrow one that is nobody's.
+    """
+    if standby and not (await link.watch(0)).mine:
+        return await link.describe(), None
+    try:
+        return await link.lend()
+    except Refused as refusal:
+        if refusal.errno != errno.EBUSY:
+            raise
+        info = await link.describe()
+        task.log(f"{info.name} is down here: {refusal.detail}")
+        return info, None
 
 
 class BorrowedLink:
@@ -63,25 +82,14 @@ class BorrowedLink:
         if not self.device.is_up:
             raise Refused(errno.ENETDOWN, f"{self.name} is not held by {self._task.name}")
 
-    async def start(self, *, standby: bool) -> None:
-        """Borrow the link, if it is ours or nobody's.
-
-        Args:
-            standby: do not borrow one that is nobody's.
-        """
-        if standby and not (await self._link.watch(0)).mine:
-            return
-        try:
-            await self._borrow()
-        except Refused as refusal:
-            if refusal.errno != errno.EBUSY:
-                raise
-            self._task.log(f"{self.name} is down here: {refusal.detail}")
-
     async def _borrow(self) -> None:
         info, descriptor = await self._link.lend()
         if info != self._info:
             raise TaskError(f"{self.name} is another device than before: {info}")
+        self.take_up(descriptor)
+
+    def take_up(self, descriptor: Descriptor) -> None:
+        """Take the link up with its descriptor, which is its own from now on."""
         self.device.replace(descriptor.take())
         self.device.announce()
         self._changed.wake()

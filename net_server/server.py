@@ -27,7 +27,7 @@ from core.userlib.kept_value import KeptValue
 from core.userlib.server import Server
 from core.userlib.task import Task
 
-from .borrowed import BorrowedLink
+from .borrowed import BorrowedLink, look
 from .capture import Captures
 from .device import Device
 from .echoes import Echoes
@@ -102,7 +102,7 @@ class NetServer(Server):
     async def start(self) -> None:
         """Borrow the link, and take up what an earlier incarnation left."""
         link = self.task.connect(Link, "link")
-        info = await link.describe()
+        info, descriptor = await look(self.task, link, standby=self._options.standby)
         configuration = Configuration(
             link=self._link_address,
             prefix=self._prefix,
@@ -120,7 +120,8 @@ class NetServer(Server):
         if self._holdings.lost:
             self.lost(f"sockets and captures: {self._holdings.lost}")
         self._link = BorrowedLink(self.task, link, info, self._device)
-        await self._link.start(standby=self._options.standby)
+        if descriptor is not None:
+            self._link.take_up(descriptor)
         self._rearm()
 
     async def run(self) -> None:

@@ -338,6 +338,7 @@ def kill(kernel: Kernel, name: str, generation: int, reason: str) -> None:
 def _kill(
     kernel: Kernel, _: KernelTask, __: Packet, name: str, generation: int, reason: str
 ) -> None:
+    named_task(kernel, name).leave = False  # who has it killed will say what follows
     kill(kernel, name, generation, reason)
 
 

@@ -29,6 +29,8 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import trio
 
+from core.abi import TaskId
+
 from .line import KernelLine
 from .tasks import KernelTask, Placement, State
 
@@ -115,7 +117,7 @@ class Heartbeat:
         self._clock = clock
         self._on_silence = on_silence
         self._look = look
-        self._pulses: dict[KernelLine, _Pulse] = {}
+        self._pulses: dict[TaskId, _Pulse] = {}
         self._last = clock()
 
     async def run(self) -> None:
@@ -130,7 +132,7 @@ class Heartbeat:
         now = self._clock()
         passed_s = min(now - self._last, 2 * BEAT_S)
         self._last = now
-        pulses: dict[KernelLine, _Pulse] = {}
+        pulses: dict[TaskId, _Pulse] = {}
         for task in self._kernel.tasks:
             line = task.engine
             if (
@@ -140,8 +142,8 @@ class Heartbeat:
                 and line.pid
                 and not line.closed
             ):
-                pulse = self._pulses.get(line) or _Pulse()
-                pulses[line] = self._feel(task, line, pulse, passed_s)
+                pulse = self._pulses.get(task.id) or _Pulse()
+                pulses[task.id] = self._feel(task, line, pulse, passed_s)
         self._pulses = pulses
 
     def _feel(self, task: KernelTask, line: KernelLine, pulse: _Pulse, passed_s: float) -> _Pulse:

@@ -129,7 +129,8 @@ class KernelTask:
 
     `version` counts the versions of its code that were tried; the one it was booted with is 1.
     `attempts` is what its incarnations tried that they may not, `voice` what they write into the
-    log; set by the kernel that enters it. `burden` is what its messages cost the kernel.
+    log; set by the kernel that enters it. `burden` is what its messages cost the kernel. `leave` is
+    the supervisor's, to start it again before the supervisor has heard of the next death.
     """
 
     attempts: Attempts
@@ -160,6 +161,7 @@ class KernelTask:
         self.recent: collections.deque[Message] = collections.deque(maxlen=RECENT_MESSAGES)
         self.has_served = False
         self.version = 1
+        self.leave = False
         self.succession = ""
         self._next_name = FIRST_FREE_NAME
 

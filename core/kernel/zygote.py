@@ -50,7 +50,8 @@ _SPARE_DELAY_MS: Final = 20
 class Spawn(msgspec.Struct, tag="spawn", array_like=True):
     """Order: start a task.
 
-    Comes with three descriptors: its line, its transfer region, and what its last stack goes into.
+    Comes with descriptors: its line, its transfer region, what its last stack goes into, and those
+    that are kept for it.
 
     Args:
         user_namespace: give the task a user namespace of its own if this is no privileged user.
@@ -310,7 +311,7 @@ class Zygote:
         """In a new process: be the task that is ordered, with no more than is declared for it."""
         order = _decode_order(data)
         assert isinstance(order, Spawn)
-        line, region, stack = descriptors
+        line, region, stack, *kept = descriptors
         declared = order.confinement
         set_process_name(f"atoll-{order.birth.name}")
         if self._host_network >= 0:
@@ -324,8 +325,8 @@ class Zygote:
         connection.setblocking(True)
         confiner = self._confiner
         if declared is None or confiner is None:
-            run_task(connection, region, order.birth)
-        run_task(connection, region, order.birth, lambda: confiner.confine(declared))
+            run_task(connection, region, order.birth, kept)
+        run_task(connection, region, order.birth, kept, lambda: confiner.confine(declared))
 
     def _last_one_out(self) -> NoReturn:
         for pid in self._children:

@@ -25,7 +25,7 @@ import msgspec
 import trio
 
 from core.errors import TaskError
-from core.kernel.calls import FULL_MASK, JOINED_MASK, ORDINARY_MASK, named_task
+from core.kernel.calls import FULL_MASK, JOINED_MASK, ORDINARY_MASK, kept_labels, named_task
 from core.kernel.colocated import Colocated, ColocatedTask
 from core.kernel.endings import Death, Order
 from core.kernel.kernel import Kernel
@@ -52,6 +52,8 @@ START_TRIES: Final = 3
 STOP_TIMEOUT_S: Final = 5.0
 JOINED_LIMIT: Final = 256
 """Programs that may be joined at the same time."""
+KEPT_AT_BIRTH: Final = 8
+"""Kept descriptors, and labels of kept rights, that come along with a birth. Others are fetched."""
 
 
 class BootError(Exception):
@@ -100,6 +102,7 @@ class System:
             self.kernel,
             self.rim,
             self.client,
+            self.wait_changed,
             self._fail,
             lambda: self._stopping or bool(self.failure),
         )
@@ -205,8 +208,13 @@ class System:
         zygote = self.zygotes.of(task.name)
         with theirs:
             try:
-                ends = (theirs.fileno(), descriptor, stack.descriptor)
                 birth, declared = self._birth(task), server.confinement
+                if len(task.kept) <= KEPT_AT_BIRTH:
+                    birth.kept = list(task.kept)
+                if len(task.kept_rights) <= KEPT_AT_BIRTH:
+                    birth.kept_rights = kept_labels(task)
+                kept = [task.kept[label] for label in birth.kept or ()]
+                ends = (theirs.fileno(), descriptor, stack.descriptor, *kept)
                 token = zygote.spawn(birth, server.user_namespace, ends, declared)
             except TaskError:
                 ours.close()
@@ -244,13 +252,16 @@ class System:
         if death.task.program.placement is Placement.JOINED:
             self.kernel.retire(death.task, "the program left")
             return
+        mended = not (self._stopping or self.failure)
+        started = mended and not self.replacements.concern(death.task.name)
+        started = started and self.mending.start_again(death.task)  # first of all: clients wait
         self.mending.enter(death)
-        if self._stopping or self.failure:
+        if not mended:
             return
-        if self.replacements.died(death):
+        if not started and self.replacements.died(death):
             self.mending.faults.decided(death.number, "left to who restarts or reloads it")
         else:
-            self.mending.follow(death)
+            self.mending.follow(death, started=started)
 
     def _on_ready(self, task: KernelTask) -> None:
         self.wake()

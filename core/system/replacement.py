@@ -84,6 +84,10 @@ class Replacements:
         current = self._current.get(death.task.name)
         return current is not None and current.died(death)
 
+    def concern(self, name: str) -> bool:
+        """Tell whether a server is being replaced, or on trial after it was."""
+        return name in self._current
+
     def lost(self, servers: list[str]) -> None:
         """The zygote of these servers is gone: they have the code again that was booted."""
         for name in servers:
@@ -394,7 +398,7 @@ class Replacement:
         if self.task.state is State.DOWN:
             death = Death(self.task, Ending(last_line(reason)))
             death.generation -= 1
-            self._system.mending.follow(death)
+            self._system.mending.follow(death, started=False)
 
     def _tell(
         self,

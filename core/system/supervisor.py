@@ -8,6 +8,10 @@ server is always restarted, a *transient* one only after a fault, a *temporary* 
 `dependents` of a server, and theirs, are restarted with it: they are ended, and when all have
 ended, started in the order in which they are named. That counts as no death of theirs.
 
+An answer also gives leave for the next death, where its decision is certain: as long as a permanent
+server without dependents dies rarely, it is started again whatever ended it. The kernel does so
+before it tells of such a death, so that clients wait for no decision that has been made.
+
 The supervisor is an ordinary server with one more right: it may ask the kernel to spawn, to kill
 and to retire. Its own death is the kernel's to mend.
 
@@ -27,7 +31,7 @@ import msgspec
 
 from core.errors import Refused, TaskError
 from core.userlib.kept_value import KeptValue, UnreadableError
-from core.userlib.kernel_calls import Supervision
+from core.userlib.kernel_calls import Supervision, Verdict
 from core.userlib.server import Server
 from core.userlib.task import Task
 
@@ -116,20 +120,33 @@ class SupervisorServer(Server):
             self.task.arm(max(0.0, due - time.monotonic()), 1)
         self._act()
 
-    def died(self, name: str, generation: int, cause: str, orderly: bool) -> str:
+    def died(self, name: str, generation: int, cause: str, orderly: bool, started: bool) -> Verdict:
         """Decide. See the module head."""
         self._only_for_the_kernel()
         memory = self._memory
         if generation <= memory.heard.get(name, -1):
-            return memory.decided.get(name, "")  # delivered again, after a death of this server
+            return self._verdict(name)  # delivered again, after a death of this server
         memory.heard[name] = generation
         cause = cause.strip() or "unknown"
-        decision = memory.decided[name] = self._decide(name, cause, orderly=orderly)
+        leader = "" if started else memory.ending.pop(name, "")
+        decision = memory.decided[name] = self._decide(name, leader, cause, orderly=orderly)
+        if started:
+            memory.due.pop(name, None)
         self._store()
         self._spawn_due()  # first of all: clients wait
         self.task.log(f"{name} generation {generation} ended ({cause[:1000]}); {decision[:2000]}")
         self._act()
-        return decision
+        return self._verdict(name)
+
+    def _verdict(self, name: str) -> Verdict:
+        """Return what was decided last, and whether the next decision is certain."""
+        memory, policy = self._memory, self._policies.get(name, Policy())
+        occupied = (memory.ending, memory.due, memory.retire, memory.retired)
+        certain = policy.restart == "permanent" and not policy.dependents
+        certain = certain and not any(name in table for table in occupied)
+        deaths = len(memory.deaths.get(name, ()))
+        leave = certain and deaths < min(FREE_DEATHS, policy.intensity)
+        return Verdict(memory.decided.get(name, ""), leave)
 
     def silent(self, name: str, generation: int, how: str) -> str:
         """End what hangs; its death will be told, and is decided upon then."""
@@ -151,11 +168,15 @@ class SupervisorServer(Server):
 
     # -- decisions: they change the memory and nothing else ---------------------------------------
 
-    def _decide(self, name: str, cause: str, *, orderly: bool) -> str:
+    def _decide(self, name: str, leader: str, cause: str, *, orderly: bool) -> str:
+        """Decide what follows a death.
+
+        Args:
+            leader: whom it was ended for, to be restarted with; "" if it died by itself.
+        """
         memory, policy, now = self._memory, self._policies.get(name, Policy()), time.monotonic()
-        leader = memory.ending.pop(name, "")
-        self._ordered.discard(name)
         if leader:
+            self._ordered.discard(name)
             self._start_group(leader)
             return f"restarted with {leader}"
         if policy.restart == "temporary" or (policy.restart == "transient" and orderly):

@@ -75,15 +75,15 @@ class Zygote:
         self,
         birth: Birth,
         user_namespace: bool,
-        descriptors: tuple[int, int, int],
+        descriptors: tuple[int, ...],
         confinement: Confinement | None = None,
     ) -> int:
         """Order a task to be forked; return the order's token, for `expect`.
 
         Args:
             confinement: what it is left with; None: all that this user has.
-            descriptors: the task's end of its line, its transfer region, and the memory that its
-                last stack goes into. They stay the caller's.
+            descriptors: the task's end of its line, its transfer region, the memory that its last
+                stack goes into, and those that `birth.kept` names. They stay the caller's.
 
         Raises:
             TaskError: the zygote takes no orders.

@@ -13,7 +13,7 @@ import contextlib
 import itertools
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Final
 
 import msgspec
@@ -43,6 +43,7 @@ from core.errors import (
 
 from .interface import Descriptor, Interface, Operation, encode, octets
 from .kernel_calls import KernelCalls
+from .left import Left
 from .line import ClosedError, Line, Packet, aligned
 from .task import Task, complete, operations_mask
 
@@ -87,7 +88,13 @@ class _Waiter:
 
 
 class Birth(msgspec.Struct, array_like=True):
-    """What the kernel tells a new task about itself."""
+    """What the kernel tells a new task about itself.
+
+    Attributes:
+        kept: labels of the descriptors kept for it, which come along in this order; None: they do
+            not, because they are many, and are to be asked for.
+        kept_rights: labels of the rights kept for it.
+    """
 
     name: str
     program: str
@@ -96,13 +103,22 @@ class Birth(msgspec.Struct, array_like=True):
     options: dict[str, Any]
     grants: dict[str, int]
     succession: str = ""
+    kept: list[str] | None = None
+    kept_rights: list[str] | None = None
 
 
 class IsolatedTask(Task):
     """See the module head. `blocking` is decided by the serve loop before the first call."""
 
-    def __init__(self, line: Line, birth: Birth) -> None:
+    def __init__(self, line: Line, birth: Birth, kept: Sequence[int] = ()) -> None:
+        """Be born.
+
+        Args:
+            kept: the descriptors that came along; owned.
+        """
         self.line = line
+        self.left = Left(birth.kept, kept)
+        self._kept_labels = birth.kept_rights
         self.name = birth.name
         self.options = birth.options
         self.boot_id = birth.boot_id
@@ -358,11 +374,14 @@ class IsolatedTask(Task):
         return right
 
     def keep(self, label: str, descriptor: int) -> None:  # noqa: D102
+        self.left.touch(label)
         duplicate = Descriptor(os.dup(descriptor))
         self._kernel("keep", label, duplicate)
         duplicate.close()
 
     def kept(self, label: str) -> int | None:  # noqa: D102
+        if self.left.knows(label):
+            return self.left.take(label)
         try:
             descriptor: Descriptor = self._kernel("kept", label)
         except NoRightError:
@@ -374,11 +393,13 @@ class IsolatedTask(Task):
         return bool(self._kernel("abandoned", name, badge))
 
     def keep_right(self, label: str, right: Right) -> None:  # noqa: D102
+        self._kept_labels = None
         self._kernel("keep_right", label, right)
 
     def kept_rights(self) -> dict[str, Right]:  # noqa: D102
         found: dict[str, Right] = {}
-        for label in self._kernel("kept_labels"):
+        labels, self._kept_labels = self._kept_labels, None
+        for label in self._kernel("kept_labels") if labels is None else labels:
             with contextlib.suppress(NoRightError):  # revoked a moment ago
                 found[label] = self._kernel("kept_right", label)
         return found
@@ -387,6 +408,7 @@ class IsolatedTask(Task):
         self._kernel("lost", detail[:4096])
 
     def forget(self, label: str) -> None:  # noqa: D102
+        self.left.touch(label)
         self._kernel("forget", label)
 
     def resumable(self) -> list[tuple[int, int]]:  # noqa: D102

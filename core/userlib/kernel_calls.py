@@ -247,17 +247,33 @@ PRIVILEGED: Final = ("spawn", "kill", "retire", "halt", "tasks", "ports")
 """Operations that only the supervisor's and the composition's right allows."""
 
 
+class Verdict(msgspec.Struct, frozen=True, array_like=True):
+    """What the supervisor decides upon a death.
+
+    Attributes:
+        decision: what follows, in words.
+        leave: the next time, the kernel shall start the task again before it tells of the death:
+            whatever the cause will be, that is what would be decided. Good for one death.
+    """
+
+    decision: str
+    leave: bool
+
+
 class Supervision(Interface):
     """What the kernel tells the supervisor, and the supervisor's decision."""
 
     @operation
-    async def died(self, name: str, generation: int, cause: str, orderly: bool) -> str:
-        """A task's incarnation has ended; return in words what follows.
+    async def died(
+        self, name: str, generation: int, cause: str, orderly: bool, started: bool
+    ) -> Verdict:
+        """A task's incarnation has ended; return what follows.
 
         Args:
             generation: of the incarnation that ended.
             cause: one line.
             orderly: it ended because it was told to, without a fault.
+            started: the kernel had leave to start it again, and has.
         """
 
     @operation

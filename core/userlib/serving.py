@@ -15,11 +15,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib
+import mmap
 import os
 import resource
 import select
 import socket
 import traceback
+from collections.abc import Sequence
 from typing import Any, Final, NoReturn
 
 import trio
@@ -45,7 +47,8 @@ from .task import complete
 _CALL: Final = int(Kind.CALL)
 _FAULT_TEXT_LIMIT: Final = 16_000
 _BALLAST: Final = 1 << 20
-"""Octets that are let go when an incarnation ends, so that it can still say it had no memory."""
+"""Octets of address space, which is what is limited, that are let go when an incarnation ends, so
+that it can still say it had no memory."""
 _DRAIN_LIMIT: Final = 64
 """Packets that the trio reader takes before it lets other trio tasks run."""
 
@@ -235,18 +238,21 @@ class Dispatcher:
             raise Fault(packet.request) from error
 
 
-def _tell_ready(line: Line, settle: Settle) -> None:
+def _tell_ready(task: IsolatedTask, settle: Settle) -> None:
     """Give up what only `start` needed, and say that requests can come."""
+    task.left.close()
     listener = settle()
-    line.send(Kind.READY, descriptors=(listener,) if listener >= 0 else ())
-    if listener >= 0:
-        os.close(listener)
+    try:
+        task.line.send(Kind.READY, descriptors=(listener,) if listener >= 0 else ())
+    finally:
+        if listener >= 0:  # who kept it would wait for its own answer at the next refused call
+            os.close(listener)
 
 
 def _serve_blocking(task: IsolatedTask, server: Server, settle: Settle) -> None:
     hooks = hooks_of(server)
     complete(hooks.start())
-    _tell_ready(task.line, settle)
+    _tell_ready(task, settle)
     dispatcher = Dispatcher(task, server)
     receive, handle, aside = task.line.receive_soon, dispatcher.handle, task.set_aside
     while True:
@@ -286,7 +292,7 @@ class _TrioLoop:
             nursery.start_soon(self._read, nursery)
             nursery.start_soon(self._serve_aside, nursery)
             await self._hooks.start()
-            _tell_ready(task.line, self._settle)
+            _tell_ready(task, self._settle)
             nursery.start_soon(self._hooks.run)
         if self._stopping:
             self._hooks.stop()
@@ -377,7 +383,11 @@ def _closed(error: BaseException) -> bool:
 
 
 def run_task(
-    connection: socket.socket, region: int, birth: Birth, confine: Confine = unconfined
+    connection: socket.socket,
+    region: int,
+    birth: Birth,
+    kept: Sequence[int] = (),
+    confine: Confine = unconfined,
 ) -> NoReturn:
     """Be a task: serve until the kernel says stop, goes away, or a fault ends the incarnation.
 
@@ -385,16 +395,17 @@ def run_task(
         connection: the line; owned.
         region: descriptor of the transfer region; owned.
         birth: what the kernel says about the task.
+        kept: the descriptors that come with it; owned.
         confine: gives up what not even `start` needs, before any code of the server runs.
     """
     line = Line(connection, Region(region))
     os.close(region)
     status = 0
-    ballast = bytearray(_BALLAST)
+    ballast = mmap.mmap(-1, _BALLAST)
     try:
         settle = confine()
         cls = _load(birth.program)
-        task = IsolatedTask(line, birth)
+        task = IsolatedTask(line, birth, kept)
         task.interface = cls.interface
         server = cls(task)
         if is_blocking(cls):

@@ -40,7 +40,7 @@ def _supervisor(door: Door) -> Ask:
 
     def ask() -> None:
         with contextlib.suppress(Refused):
-            door.ask(supervisor.died("nobody", 0, "", True))
+            door.ask(supervisor.died("nobody", 0, "", True, False))
 
     return ask
 

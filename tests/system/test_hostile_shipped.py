@@ -135,7 +135,7 @@ def test_only_the_kernel_tells_of_deaths(system: LiveSystem, door: Door) -> None
     right = door.ask(door.control.port_of("supervisor"))
     supervision = door.connect(Supervision, right)
     with pytest.raises(Refused):
-        door.ask(supervision.died("names", 1 << 40, "forged", False))
+        door.ask(supervision.died("names", 1 << 40, "forged", False, False))
     generation = door.tasks()["names"].generation
     door.ask(door.control.kill("names"))
     while (task := door.tasks()["names"]).generation == generation or task.state != "running":

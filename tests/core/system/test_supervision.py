@@ -15,7 +15,7 @@ import trio
 
 from core.abi import POISON_LIMIT
 from core.errors import AtollError, DeadlineError, DeadPortError, PoisonError
-from core.kernel.tasks import State
+from core.kernel.tasks import State, Watch
 from core.system.boot import Prepared, System, booted
 from core.system.description import parse_description
 from core.system.faults import FaultRecord, read_faults
@@ -288,6 +288,26 @@ async def test_a_stopped_supervisor_is_mended_by_the_kernel(ward: Ward) -> None:
     assert ward.faults("supervisor")[0].cause.endswith("ended by the kernel")
     assert ward.faults("supervisor")[0].decision.startswith("started again by the kernel")
     assert (await ward.decided("sick"))[0].decision == "started again at once"
+
+
+@pytest.mark.parametrize("more", ["period_s = 0.5"])
+async def test_with_leave_a_server_comes_back_while_the_supervisor_cannot_decide(
+    ward: Ward,
+) -> None:
+    system, sick = ward.system, ward.system.task("sick")
+    os.kill(ward.pid("sick"), signal.SIGKILL)
+    await ward.serving("sick", 1)
+    await ward.until(lambda: sick.leave)  # it was given with the answer to the first death
+    system.task("supervisor").watch = Watch()  # nobody ends it for its silence
+    supervisor = ward.pid("supervisor")
+    os.kill(supervisor, signal.SIGSTOP)
+    os.kill(ward.pid("sick"), signal.SIGKILL)
+    await ward.serving("sick", 2)
+    assert not sick.leave  # it was good for one death
+    os.kill(supervisor, signal.SIGCONT)
+    await ward.until(lambda: sick.leave)
+    decisions = [record.decision for record in await ward.decided("sick")]
+    assert decisions == ["started again at once"] * 2
 
 
 async def test_a_supervisor_that_dies_at_every_death_forgets_nobody(ward: Ward) -> None:

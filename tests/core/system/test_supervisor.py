@@ -10,6 +10,7 @@ import pytest
 from core.abi import Right
 from core.errors import TaskError
 from core.system.supervisor import FREE_DEATHS, LONGEST_DELAY_S, SupervisorServer
+from core.userlib.kernel_calls import Verdict
 from core.userlib.task import Task
 
 
@@ -89,10 +90,16 @@ class Bench:
         self.generation = -1
         monkeypatch.setattr("core.system.supervisor.time.monotonic", lambda: self.now)
 
-    def die(self, *, orderly: bool = False, reason: str = "trace\nKeyError: 1\n") -> None:
+    def die(
+        self,
+        *,
+        orderly: bool = False,
+        reason: str = "trace\nKeyError: 1\n",
+        started: bool = False,
+    ) -> Verdict:
         """Tell of a death of `fs`."""
         self.generation += 1
-        self.server.died("fs", self.generation, reason, orderly)
+        return self.server.died("fs", self.generation, reason, orderly, started)
 
 
 @pytest.fixture
@@ -109,6 +116,44 @@ def test_a_death_now_and_then_is_mended_at_once(bench: Bench) -> None:
     assert not bench.task.armed
     assert not bench.task.retired
     assert "KeyError: 1" in bench.task.logged[0]
+
+
+def test_leave_is_given_for_a_death_whose_decision_is_certain(bench: Bench) -> None:
+    for number in range(1, FREE_DEATHS + 2):
+        assert bench.die().leave == (number < FREE_DEATHS)
+
+
+@pytest.mark.parametrize(
+    "policy", [{"restart": "transient"}, {"intensity": 1}, {"dependents": ["other"]}], ids=str
+)
+def test_no_leave_is_given_where_the_cause_or_the_count_matters(
+    monkeypatch: pytest.MonkeyPatch, policy: dict[str, Any]
+) -> None:
+    assert not Bench(monkeypatch, **policy).die().leave
+
+
+def test_no_leave_is_given_while_a_server_is_ended_with_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = Bench(monkeypatch)
+    bench.server._restart_with("other", ["fs"])
+    assert not bench.die(started=True).leave  # it died by itself, a moment before
+    assert bench.die().decision == "restarted with other"
+
+
+def test_a_server_that_was_started_with_leave_is_not_started_twice(bench: Bench) -> None:
+    assert bench.die(started=True).decision == "started again at once"
+    assert not bench.task.spawned
+    assert bench.die().leave
+    assert bench.task.spawned == ["fs"]
+
+
+def test_deaths_that_were_mended_with_leave_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(monkeypatch, intensity=3)
+    for _ in range(3):
+        bench.die(started=True)
+    bench.die(started=True)
+    assert bench.task.retired == ["fs"]
 
 
 def test_the_more_deaths_the_longer_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,12 +219,12 @@ def test_a_policy_decides_after_which_ends_a_server_comes_back(
 
 def test_a_death_told_twice_is_mended_once(bench: Bench) -> None:
     bench.die()
-    bench.server.died("fs", bench.generation, "down while the supervisor was", False)
+    bench.server.died("fs", bench.generation, "down while the supervisor was", False, False)
     assert bench.task.spawned == ["fs"]
 
 
 def test_a_server_that_runs_already_is_left_alone(bench: Bench) -> None:
-    bench.server.died("running", 0, "", False)
+    bench.server.died("running", 0, "", False, False)
     assert any("not started" in line for line in bench.task.logged)
     assert not bench.task.spawned
 
