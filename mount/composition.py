@@ -51,6 +51,7 @@ from .mount_options import FRONT_ENDS
 from .mount_point import FILE_SYSTEM_TYPE, MountError, check_device, detach, mounted, prepare
 from .native.described import with_native_mount
 from .settings import FrontEndName, Settings
+from .stream_directories import stream_directories
 
 LOG_LIMIT: Final = 16 << 20
 """Octets of the log file, after which it begins again with the lines in memory."""
@@ -345,6 +346,7 @@ def describe_system(settings: Settings) -> SystemDescription:
         program=str(description.mount.get("class", "")),
         placement=placement,
         allow_other=settings.allow_other or None,
+        streams=stream_directories(description),
     )
 
 
@@ -356,9 +358,9 @@ def front_end_of(description: SystemDescription) -> tuple[FrontEndName, str]:
     """
     table = description.mount
     name, placement = table.get("front_end", "pyfuse3"), table.get("placement", "colocated")
-    unknown = set(table) - {"front_end", "placement", "class"}
+    unknown = set(table) - {"front_end", "placement", "class", "streams"}
     if unknown:
-        known = "known are front_end, placement and class"
+        known = "known are front_end, placement, class and streams"
         raise DescriptionError(f"[mount]: unknown key {min(unknown)!r}; {known}")
     if name not in FRONT_ENDS:
         raise DescriptionError(f'[mount]: front_end is "pyfuse3" or "native", not {name!r}')

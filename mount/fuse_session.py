@@ -34,6 +34,7 @@ from .native.device import open_device
 from .native.front_end import NativeFrontEnd
 from .native.handshake import agree, wishes
 from .native.session import NativeSession
+from .native.streams import StreamRouter
 from .patched_wait import patched
 
 log: Final = logging.getLogger(__name__)
@@ -119,6 +120,7 @@ class _NativeSession:
         self._host = ThisProcess(self.descriptor)
         self.front_end = NativeFrontEnd(fs, writeback=options.sole_writer, host=self._host)
         self._workers = Workers(self.descriptor, options.linger_s)
+        self._streams = options.streams
         self.mount = Mount(path, self._workers, polled=True)
 
     async def work(self) -> None:
@@ -133,6 +135,8 @@ class _NativeSession:
                 session = NativeSession(
                     self.front_end, self.descriptor, terms, self._host, self._workers
                 )
+                if self._streams:
+                    StreamRouter(self.front_end, self._streams, session)
                 self.begun.set()
                 await session.work()
             finally:

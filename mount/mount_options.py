@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from .fuse_wait import Workers
 from .mount_point import check_allow_other
 from .settings import FrontEndName
+
+if TYPE_CHECKING:
+    from .native.streams import Attached
 
 LINGER_S: Final = 50e-6
 """How long a worker looks for the next request before it parks."""
@@ -49,6 +52,7 @@ class MountOptions:
         nonempty: mount over a directory with entries.
         stock_wait: leave pyfuse3's way of waiting as it is.
         front_end: who speaks with the host's kernel.
+        streams: directories of streams in the root; only the native front end has them.
     """
 
     allow_other: bool | None = None
@@ -57,6 +61,7 @@ class MountOptions:
     nonempty: bool = False
     stock_wait: bool = False
     front_end: FrontEndName = "pyfuse3"
+    streams: tuple[Attached, ...] = ()
 
     @property
     def others(self) -> bool:

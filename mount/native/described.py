@@ -24,6 +24,7 @@ from core.system.description import (
 from core.system.supervisor import Policy
 from core.userlib.confine import Confinement
 from core.userlib.server import Server
+from mount.stream_directories import grants_for
 
 from .attachment import AttachmentServer
 from .server import FrontEndServer
@@ -40,6 +41,7 @@ def with_native_mount(
     program: str = "",
     placement: str,
     allow_other: bool | None,
+    streams: dict[str, str] | None = None,
 ) -> SystemDescription:
     """Return the description with the servers of a native mount.
 
@@ -48,6 +50,7 @@ def with_native_mount(
         program: the front end as `module:Class`; "": the one that ships.
         placement: of the front end: "process" or "colocated".
         allow_other: let other users see the mount; None: if this is root.
+        streams: servers of streams, by their names in the root.
 
     Raises:
         DescriptionError: it has no file server, or a server of one of the names.
@@ -65,8 +68,14 @@ def with_native_mount(
         options={"path": str(path), "allow_other": allow_other},
     )
     front_end = _server(
-        FRONT_END, _load(program), placement, grants=(FILE_SERVER, ATTACHMENT), needed=True
+        FRONT_END,
+        _load(program),
+        placement,
+        grants=(FILE_SERVER, ATTACHMENT),
+        options={"streams": list(streams or {})},
+        needed=True,
     )
+    front_end.grants.update(grants_for(streams or {}))
     return msgspec.structs.replace(
         description, servers={**servers, ATTACHMENT: attachment, FRONT_END: front_end}
     )

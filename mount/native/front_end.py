@@ -20,7 +20,7 @@ import os
 import stat
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from typing_extensions import override
@@ -40,6 +40,9 @@ from .protocol.directory import Listing, parse_listing
 from .protocol.flags import Fattr, Flag, Opened
 from .protocol.opcodes import Opcode
 from .protocol.replies import CopyFileRangeOut, GetxattrOut, Kstatfs, LseekOut
+
+if TYPE_CHECKING:
+    from .streams import StreamRouter
 
 Handler = Callable[[Any], Awaitable[Bulk]]
 Makes = requests.Create | requests.Mknod | requests.Mkdir | requests.Symlink
@@ -97,6 +100,7 @@ class NativeFrontEnd(FileOperations[PackedInode]):
     Attributes:
         handlers: by opcode. What is not here is not done: ENOSYS.
         groups_told: the host's kernel says which of the caller's groups matters, if one does.
+        streams: what handles nodes that are no files; set by itself.
     """
 
     def __init__(
@@ -113,6 +117,7 @@ class NativeFrontEnd(FileOperations[PackedInode]):
         self._lookups = lookups
         self._entry_s = int(CACHE_S)
         self.groups_told = False
+        self.streams: StreamRouter | None = None
         if lookups is not None:
             self._inherit(lookups)
         self.handlers: dict[int, Handler] = {
@@ -156,12 +161,26 @@ class NativeFrontEnd(FileOperations[PackedInode]):
         """Be told that the kernel has dropped an inode that it looked up so often."""
         known = self._known.get(inode)
         if known is None:
+            if self.streams is not None:
+                self.streams.forget(inode, count)
             return
         known.lookups -= count
         if self._lookups is not None:
             self._lookups.note(inode, -count, 0)
         if known.lookups <= 0 and inode != ROOT_INODE:
             del self._known[inode]
+
+    def interrupt(self, unique: int) -> bool:
+        """End a request's wait: a signal has come. Returns if it is one that waits for a stream."""
+        return self.streams is not None and self.streams.interrupt(unique)
+
+    async def root_has(self, name: bytes) -> bool:
+        """Return if the volume's root has an entry of this name."""
+        try:
+            await self._fs.lookup(ROOT, ROOT_INODE, name)
+        except Refused:
+            return False
+        return True
 
     def undo(self, opcode: int, body: Bulk) -> None:
         """Take look-ups back: a reply did not reach the kernel."""

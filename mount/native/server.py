@@ -6,7 +6,7 @@ to say again what was not answered, and goes on.
 
 What an incarnation leaves to the next one: at the kernel, what its changes came to (a change is a
 resumable call, see `core.userlib.resuming`); in memory that the kernel keeps, which inodes the host
-knows, and how far other clients' changes were followed. Its opens are the file server's to count,
+knows, and how far other clients' changes were followed. Its opens are the servers' to count,
 for the badge, which is the task's. All else that it remembers can be asked for again.
 
 Confined, it holds nothing of the host but the device.
@@ -27,15 +27,17 @@ from core.userlib.kept_value import KeptValue, UnreadableError
 from core.userlib.resuming import outliving
 from core.userlib.server import Server
 from core.userlib.task import Task
-from fs_server.interface import FileSystem
+from fs_server.interface import CHANGED, FileSystem
 from mount.fuse_invalidation import Invalidation
 from mount.fuse_wait import Workers
 from mount.mount_options import LINGER_S
+from mount.stream_directories import StreamWatch, connect
 
 from .attachment import Attachment
 from .front_end import NativeFrontEnd
 from .lookups import Lookups
 from .session import NativeSession
+from .streams import Attached, StreamRouter
 
 log: Final = logging.getLogger(__name__)
 
@@ -78,7 +80,10 @@ class _IntoTheLog(logging.Handler):
 
 
 class FrontEndServer(Server):
-    """See the module head. Grants: `fs`, the file server; `mount`, who lends the device."""
+    """See the module head. Grants: `fs`, the file server; `mount`, who lends the device.
+
+    Options: `streams`, names of directories; their servers are granted as `streams NAME`.
+    """
 
     async def start(self) -> None:
         """Take the device, and what the incarnation before has left."""
@@ -87,6 +92,7 @@ class FrontEndServer(Server):
         self._port: Right | None = None
         self._log = _IntoTheLog(task)
         self._session: NativeSession | None = None
+        self._watches: list[StreamWatch] = []
         host = task.connect(Attachment, "mount")
         try:
             terms, device = await host.lend()
@@ -102,6 +108,14 @@ class FrontEndServer(Server):
         workers = Workers(descriptor, LINGER_S)
         kept = task.resumable()
         self._session = NativeSession(front_end, descriptor, terms, host, workers, kept)
+        names: list[str] = task.options.get("streams", [])
+        self._watches = [StreamWatch(self.port, index) for index in range(len(names))]
+        attached = [
+            Attached(name.encode(), outliving(connect(task, name)), watch)
+            for name, watch in zip(names, self._watches, strict=True)
+        ]
+        if attached:
+            StreamRouter(front_end, attached, self._session)
         position = KeptPosition(task)
         self._invalidation = Invalidation(front_end, fs, self, host, position)
         if position.read() >= 0:
@@ -142,5 +156,8 @@ class FrontEndServer(Server):
         self._changed = trio.Event()
 
     def notified(self, bits: int) -> None:
-        """The file server says that another client changed something."""
-        self._changed.set()  # stays set until `wait_changed`: a bit that nobody waits for counts
+        """A server says that another client changed something."""
+        if bits & CHANGED:
+            self._changed.set()  # stays set until `wait_changed`: what nobody waits for counts
+        for watch in self._watches:
+            watch.notified(bits)

@@ -19,7 +19,8 @@ Invariants:
 
 1. Between a poll that says "readable" and the read there is no checkpoint; who finds nothing all
    the same (the request was withdrawn) waits again.
-2. Every request is answered exactly once, but those that want no answer.
+2. Every request is answered exactly once, but those that want no answer; one that waits for a
+   stream leaves its worker (`Later`) and is answered by `blocked`.
 3. No error of a handler leaves a worker.
 """
 
@@ -45,6 +46,7 @@ from mount.fuse_wait import Workers
 from mount.host import Host
 
 from .attachment import Terms
+from .blocked import Later
 from .front_end import NativeFrontEnd
 from .protocol import requests
 from .protocol.decoding import Decoder
@@ -111,9 +113,14 @@ class NativeSession:
             self._take_resent()
         async with trio.open_nursery() as outer:
             self._nursery = outer
+            streams = self._front_end.streams
+            if streams is not None:
+                outer.start_soon(streams.run)
             async with trio.open_nursery() as nursery:
                 for number in range(WORKERS_LIMIT):
                     nursery.start_soon(self._work, number)
+            if streams is not None:
+                await streams.leave()
             outer.cancel_scope.cancel()
 
     def _take_resent(self) -> None:
@@ -172,8 +179,7 @@ class NativeSession:
                 else:
                     body = await self._attended(steps, trap, request)
             except Exception as error:  # noqa: BLE001 - invariant 3
-                number = error_number(Opcode(request.opcode).name, error)
-                self._fail(request.opcode, request.unique, number)
+                self._failed(request, error)
             else:
                 self._answer(request, body)
 
@@ -184,7 +190,10 @@ class NativeSession:
         """Finish a handler that has suspended with `trap`, so that an interrupt finds it."""
         with trio.CancelScope() as scope:  # noqa: ASYNC100 - it waits in `yield from`
             self._under_way[request.unique] = scope, request.pid
-            if request.unique in self._resent.interrupted and self._nursery is not None:
+            interrupted = request.unique in self._resent.interrupted
+            if interrupted and self._front_end.interrupt(request.unique):
+                pass  # a stream's: it is not cancelled, what it has taken would be lost
+            elif interrupted and self._nursery is not None:
                 self._nursery.start_soon(self._heed, request.unique)
             try:
                 return (yield from _rest(steps, trap))
@@ -200,6 +209,8 @@ class NativeSession:
             case requests.BatchForget():
                 for inode, count in request.records:
                     self._front_end.forget(inode, count)
+            case requests.Interrupt() if self._front_end.interrupt(request.target):
+                pass
             case requests.Interrupt():
                 if request.target in self._under_way and self._nursery is not None:
                     self._nursery.start_soon(self._heed, request.target)
@@ -225,6 +236,20 @@ class NativeSession:
                 scope.cancel()
                 return
             await trio.sleep(HEED_S)
+
+    # Replies of streams: later, from outside of a worker
+
+    def answer(self, request: requests.Request, body: Bulk) -> None:
+        """Send a reply whose request has left its worker."""
+        self._answer(request, body)
+
+    def fail(self, opcode: int, unique: int, number: int) -> None:
+        """Send an error number likewise."""
+        self._fail(opcode, unique, number)
+
+    def notify(self, notification: bytes) -> None:
+        """Tell the kernel something unasked that it takes no lock for."""
+        self._write(notification)
 
     # The device
 
@@ -255,6 +280,12 @@ class NativeSession:
                     "the host took no answer to %s: %s", Opcode(request.opcode).name, error
                 )
                 self._fail(request.opcode, request.unique, errno.EIO)
+
+    def _failed(self, request: requests.Request, error: Exception) -> None:
+        """Answer a request whose handler raised, unless it will be answered later."""
+        if not isinstance(error, Later):
+            number = error_number(Opcode(request.opcode).name, error)
+            self._fail(request.opcode, request.unique, number)
 
     def _fail(self, opcode: int, unique: int, number: int) -> None:
         if opcode not in UNANSWERED:

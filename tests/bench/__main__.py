@@ -1,6 +1,6 @@
 """`make bench`: every benchmark, pinned to one CPU and unpinned, beside peers of the same run.
 
-    python -m tests.bench [ipc] [fuse] [ping] [pauses] [opening]
+    python -m tests.bench [ipc] [fuse] [ping] [pauses] [opening] [streams]
 
 Nothing here passes or fails. Absolute times are a matter of the machine and its mood, ratios within
 one table are not.
@@ -90,12 +90,20 @@ def show_opening(*, pinned: bool) -> None:
     subprocess.run([*pin, sys.executable, "-m", "tests.bench.opening"], check=True)
 
 
+def show_streams(*, pinned: bool) -> None:
+    """A hundred megabytes from one command to another, beside a host pipe."""
+    _title("streams", pinned=pinned)
+    pin = ["taskset", "-c", str(min(os.sched_getaffinity(0)))] if pinned else []
+    subprocess.run([*pin, sys.executable, "-m", "tests.bench.streams"], check=True)
+
+
 TABLES: Final[dict[str, Callable[..., None]]] = {
     "ipc": show_ipc,
     "fuse": show_fuse,
     "ping": show_ping,
     "pauses": show_pauses,
     "opening": show_opening,
+    "streams": show_streams,
 }
 
 
