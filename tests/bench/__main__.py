@@ -17,11 +17,16 @@ from typing import Final
 
 from . import fuse, pauses
 
+_MOUNT: Final = "tests.support.system_mount"
 FUSE_PEERS: Final[fuse.Peers] = {
-    "bare, stock": fuse.python("tests.bench.bare_fuse"),
-    "co-located": fuse.python("tests.support.system_mount", "colocated"),
-    "isolated": fuse.python("tests.support.system_mount", "process"),
+    "host": ("sh", "-c", "echo ready; cat"),
+    "bare, stock": fuse.python("tests.bench.bare_fuse", fuse.PLACE),
+    "co-located": fuse.python(_MOUNT, "colocated", fuse.PLACE),
+    "co-located*": fuse.python(_MOUNT, "colocated", fuse.PLACE, "native"),
+    "isolated": fuse.python(_MOUNT, "process", fuse.PLACE),
+    "isolated*": fuse.python(_MOUNT, "process", fuse.PLACE, "native"),
 }
+"""Disk and file server in either placement, under either front end (*: the native one)."""
 FUSE_ROUNDS: Final = 3
 PINNED_KILLS: Final = 50
 IPC_PEERS: Final = ("bare SEQPACKET pair", "trio memory channel", "multiprocessing.Pipe")
@@ -51,12 +56,12 @@ def show_ipc(*, pinned: bool) -> None:
 
 
 def show_fuse(*, pinned: bool) -> None:
-    """A mount: each row of Atoll beside a bare file system on stock pyfuse3."""
+    """A mount: each row of Atoll beside a bare file system on stock pyfuse3; *: native."""
     _title("mount", pinned=pinned)
     results = fuse.compare(FUSE_PEERS, pinned=pinned, rounds=FUSE_ROUNDS)
     print(fuse.table(results))
     bare = results["bare, stock"]
-    for peer in ("co-located", "isolated"):
+    for peer in ("co-located", "co-located*", "isolated", "isolated*"):
         ratios = ", ".join(
             f"{name.removesuffix(' µs')} {results[peer][name] / bare[name]:.2f}"
             for name in fuse.WORKLOADS

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import io
 import json
 import mmap
 import os
 import statistics
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -33,7 +35,8 @@ MIB: Final = 1 << 20
 LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 Peers = dict[str, Sequence[str]]
-"""Commands by name; the mount point is appended. An empty command: a directory as it is."""
+"""Commands by name; the mount point takes the place of PLACE. No command: the name is one."""
+PLACE: Final = "{place}"
 
 
 def _statx(descriptor: int, count: int, flags: int) -> float:
@@ -159,6 +162,20 @@ def read_mb_s(directory: Path) -> float:
         os.close(descriptor)
 
 
+def tar_s(directory: Path, files: int = 1000) -> float:
+    """Return seconds for tar(1) to unpack so many files of 1 KiB."""
+    with tempfile.TemporaryFile() as archive:
+        with tarfile.open(fileobj=archive, mode="w") as made:
+            for number in range(files):
+                entry = tarfile.TarInfo(f"unpacked-{number}")
+                entry.size = 1024
+                made.addfile(entry, io.BytesIO(bytes(1024)))
+        archive.seek(0)
+        began = time.perf_counter()
+        subprocess.run(["tar", "-x", "-C", str(directory)], stdin=archive, check=True)
+        return time.perf_counter() - began
+
+
 WORKLOADS: Final = {
     "client alone µs": client_alone_us,
     "getattr µs": getattr_us,
@@ -170,6 +187,7 @@ WORKLOADS: Final = {
     "append 4k µs": append4k_us,
     "write MB/s": write_mb_s,
     "read MB/s": read_mb_s,
+    "tar x, s": tar_s,
 }
 """In the order of running: some use what an earlier one left."""
 
@@ -198,8 +216,9 @@ def mounted_peer(command: Sequence[str], *, pinned: bool) -> Iterator[Path]:
     """Start a peer that says "ready" when it is mounted, and ends with its standard input."""
     with tempfile.TemporaryDirectory(prefix="atoll-bench-") as place:
         pin = ["taskset", "-c", "0"] if pinned else []
+        words = [place if word == PLACE else word for word in command]
         peer = subprocess.Popen(
-            [*pin, *command, place], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [*pin, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         assert peer.stdin is not None
         assert peer.stdout is not None
@@ -235,7 +254,7 @@ def table(results: dict[str, dict[str, float]]) -> str:
     lines = [" " * 18 + "".join(peer.rjust(width) for peer in results)]
     for name in WORKLOADS:
         values = [results[peer].get(name) for peer in results]
-        cells = ("-" if value is None else f"{value:.1f}" for value in values)
+        cells = ("-" if value is None else f"{value:.{1 + (value < 10)}f}" for value in values)
         lines.append(name.ljust(18) + "".join(cell.rjust(width) for cell in cells))
     return "\n".join(lines)
 
@@ -246,9 +265,9 @@ def python(*words: str) -> Sequence[str]:
 
 
 MEMORY_PEERS: Final[Peers] = {
-    "bare, stock": python("tests.bench.bare_fuse"),
-    "front end": python("tests.support.memory_mount"),
-    "its stock wait": python("tests.support.memory_mount", "stock"),
+    "bare, stock": python("tests.bench.bare_fuse", PLACE),
+    "front end": python("tests.support.memory_mount", PLACE),
+    "its stock wait": python("tests.support.memory_mount", "stock", PLACE),
 }
 
 
