@@ -157,6 +157,7 @@ class Blocked:
         """Work lines off until cancelled."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            self._start_tasks()
             await trio.sleep_forever()
 
     def expect(self, unique: int) -> None:
@@ -228,7 +229,10 @@ class Blocked:
     def aside(self, work: Callable[[], Awaitable[None]]) -> None:
         """Do something in a task of its own, soon, for as long as the session works."""
         self._todo.append(work)
-        if self._tasks < TASKS_LIMIT and self._nursery is not None:
+        self._start_tasks()
+
+    def _start_tasks(self) -> None:
+        if self._todo and self._tasks < TASKS_LIMIT and self._nursery is not None:
             self._tasks += 1
             self._nursery.start_soon(self._do_aside)
 

@@ -179,3 +179,17 @@ async def test_failure_of_the_server_is_answered_to_each(stream: Stream) -> None
     stream.blocked.moved_any()
     await trio.testing.wait_all_tasks_blocked()
     assert stream.answers == [(2, errno.EPIPE), (4, errno.EPIPE)]
+
+
+async def test_what_moves_before_the_start_is_done_at_the_start() -> None:
+    stream = Stream()
+    await stream.wait_in_line(2)
+    await stream.wait_in_line(4)
+    stream.offer(2)
+    await trio.testing.wait_all_tasks_blocked()
+    assert stream.answers == []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stream.blocked.run)
+        await trio.testing.wait_all_tasks_blocked()
+        assert stream.answers == [(2, b"thing"), (4, b"thing")]
+        nursery.cancel_scope.cancel()
