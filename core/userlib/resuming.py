@@ -62,8 +62,8 @@ class _Outliving:
         self._task = task
 
     async def call(self, right: Right, spec: Operation, arguments: tuple[Any, ...]) -> Any:
-        place = _here.get()
-        if spec.idempotent or place is None or not spec.simple_reply:
+        place = None if spec.idempotent else _here.get()
+        if place is None or not spec.simple_reply:
             return await self._task.call(right, spec, arguments)
         return await self._task.call_resumable(right, spec, arguments, place.number, place.tag)
 

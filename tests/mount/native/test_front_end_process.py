@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 
+from core.abi import RESUMABLE_PLACES
 from fs_server.interface import ROOT_INODE, Caller, FileSystem
 from mount.native.server import FrontEndServer
 from tests.soak.door import Door, opened
@@ -54,8 +58,8 @@ def end(door: Door, number: signal.Signals = signal.SIGKILL) -> None:
     until(lambda: serves_since(door, before.generation))
 
 
-def serves_since(door: Door, generation: int) -> bool:
-    task = door.tasks()["front-end"]
+def serves_since(door: Door, generation: int, name: str = "front-end") -> bool:
+    task = door.tasks()[name]
     return task.generation > generation and task.state == "running"
 
 
@@ -106,6 +110,35 @@ def test_interrupt_reaches_a_request_that_was_said_again(system: LiveSystem, doo
     finally:
         os.kill(server, signal.SIGCONT)
         caller.wait(20)
+
+
+@pytest.mark.parametrize("victims", [["front-end"], ["front-end", "fs"], ["fs", "front-end"]])
+def test_more_changes_than_workers_are_each_made_once(
+    system: LiveSystem, door: Door, victims: list[str]
+) -> None:
+    """The file server stands still until all are under way; then the victims die one by one."""
+    top = system.mountpoint / "-".join(["many", *victims])
+    top.mkdir()
+    wanted = [top / f"{number}" / "made" for number in range(RESUMABLE_PLACES + 8)]
+    for path in wanted:
+        path.parent.mkdir()  # of its own: changes of one directory wait for each other in the host
+        assert not path.exists()  # the host knows, and need not look it up
+    server = door.tasks()["fs"].pid
+    os.kill(server, signal.SIGSTOP)
+    with ThreadPoolExecutor(len(wanted)) as callers:
+        try:
+            made = [callers.submit(path.mkdir) for path in wanted]
+            until(lambda: door.tasks()["front-end"].calls == RESUMABLE_PLACES)
+            for name in victims:
+                generation = door.tasks()[name].generation
+                os.kill(door.tasks()[name].pid, signal.SIGKILL)
+                until(partial(serves_since, door, generation, name))
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(server, signal.SIGCONT)
+        for each in made:
+            assert each.result(30) is None
+    assert all(path.is_dir() for path in wanted)
 
 
 def test_what_others_changed_meanwhile_is_seen(system: LiveSystem, door: Door) -> None:
