@@ -17,7 +17,6 @@ its port does; what is not known any more is answered with "drop everything".
 from __future__ import annotations
 
 import logging
-import math
 from typing import Any, Final, Protocol
 
 import trio
@@ -57,22 +56,27 @@ def merged(changes: list[Change]) -> list[Change]:
 
 
 class Bookmark(Protocol):
-    """How far the file server's changes were followed, where another incarnation finds it."""
+    """How far the host was told of changes, where another incarnation finds it."""
 
-    def read(self) -> int:
-        """Return the position that was written last, -1 if none was."""
+    def read(self) -> tuple[int, list[int]]:
+        """Return what was written last; -1 and nothing if nothing was."""
 
-    def write(self, position: int) -> None:
-        """Keep a position: all that came before it has been told to the host."""
+    def write(self, position: int, stale: list[int]) -> None:
+        """Keep how far it is.
+
+        Args:
+            position: what the file server reported up to here, the host has been told.
+            stale: inodes whose data the host has yet to be told to forget.
+        """
 
 
 class _NoBookmark:
     """For a front end that has no later incarnation."""
 
-    def read(self) -> int:
-        return -1
+    def read(self) -> tuple[int, list[int]]:
+        return -1, []
 
-    def write(self, position: int) -> None:
+    def write(self, position: int, stale: list[int]) -> None:
         pass
 
 
@@ -100,10 +104,10 @@ class Invalidation:
         self._watch = watch
         self._host = host
         self._bookmark = bookmark or _NoBookmark()
-        self._position = -1
+        self._position, self._stale = self._bookmark.read()
         self._watching = False
-        self._send, self._stale = trio.open_memory_channel[int](math.inf)
-        front_end.stale = self._send.send_nowait
+        self._more_stale = trio.Event()
+        front_end.stale = self._note_stale
 
     async def run(self) -> None:
         """Invalidate until cancelled."""
@@ -112,9 +116,21 @@ class Invalidation:
             if self._watch is not None:
                 nursery.start_soon(self._follow, self._watch)
 
+    def _note_stale(self, inode: int) -> None:
+        """Have an inode's data forgotten soon, whoever lives to see to that."""
+        self._stale.append(inode)
+        self._bookmark.write(self._position, self._stale)
+        self._more_stale.set()
+
     async def _follow_stale(self) -> None:
-        async for inode in self._stale:
-            await self._tell([Change(inode, data=True)])
+        while True:
+            while self._stale:
+                told = list(self._stale)
+                await self._tell([Change(inode, data=True) for inode in dict.fromkeys(told)])
+                del self._stale[: len(told)]
+                self._bookmark.write(self._position, self._stale)
+            self._more_stale = trio.Event()
+            await self._more_stale.wait()
 
     async def begin(self) -> None:
         """Begin to watch: what changes from now on, or since the bookmark, will be told.
@@ -125,7 +141,6 @@ class Invalidation:
         if self._watch is None or self._watching:
             return
         now = await self._fs.watch(self._watch.port)
-        self._position = self._bookmark.read()
         if self._position < 0:
             self._go_on(now)
         self._watching = True
@@ -133,7 +148,7 @@ class Invalidation:
     def _go_on(self, position: int) -> None:
         """Note that all changes before a position have been told."""
         self._position = position
-        self._bookmark.write(position)
+        self._bookmark.write(position, self._stale)
 
     async def _follow(self, watch: Watch) -> None:
         """Ask for changes whenever there are some; a server that fails is asked again."""

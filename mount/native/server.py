@@ -14,10 +14,11 @@ Confined, it holds nothing of the host but the device.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import struct
 from typing import Final
 
+import msgspec
 import trio
 from typing_extensions import override
 
@@ -41,30 +42,35 @@ from .streams import Attached, StreamRouter
 
 log: Final = logging.getLogger(__name__)
 
-_POSITION: Final = struct.Struct("=q")
+
+class Followed(msgspec.Struct, array_like=True):
+    """How far the host was told of changes; see `mount.fuse_invalidation.Bookmark`."""
+
+    position: int = -1
+    stale: list[int] = []
 
 
-class KeptPosition:
-    """How far other clients' changes were followed (`Bookmark`)."""
+class KeptBookmark:
+    """Keeps it in memory that outlives the incarnation (`Bookmark`)."""
 
     def __init__(self, task: Task) -> None:
-        self._value = KeptValue(task, "position")
-        self._position = -1
-        try:
+        self._value = KeptValue(task, "followed")
+        self._kept = b""
+        self._found = Followed()
+        with contextlib.suppress(UnreadableError, msgspec.MsgspecError):
             found = self._value.load()
-        except UnreadableError:
-            found = None
-        if found is not None:
-            (self._position,) = _POSITION.unpack(found)
-        self._value.store(_POSITION.pack(self._position))
+            if found is not None:
+                self._found = msgspec.msgpack.decode(found, type=Followed)
+        self.write(self._found.position, self._found.stale)
 
-    def read(self) -> int:  # noqa: D102 - see Bookmark
-        return self._position
+    def read(self) -> tuple[int, list[int]]:  # noqa: D102 - see Bookmark
+        return self._found.position, list(self._found.stale)
 
-    def write(self, position: int) -> None:  # noqa: D102 - see Bookmark
-        if position != self._position:
-            self._position = position
-            self._value.store(_POSITION.pack(position))
+    def write(self, position: int, stale: list[int]) -> None:  # noqa: D102 - see Bookmark
+        value = msgspec.msgpack.encode(Followed(position, stale))
+        if value != self._kept:
+            self._kept = value
+            self._value.store(value)
 
 
 class _IntoTheLog(logging.Handler):
@@ -116,9 +122,9 @@ class FrontEndServer(Server):
         ]
         if attached:
             StreamRouter(front_end, attached, self._session)
-        position = KeptPosition(task)
-        self._invalidation = Invalidation(front_end, fs, self, host, position)
-        if position.read() >= 0:
+        bookmark = KeptBookmark(task)
+        self._invalidation = Invalidation(front_end, fs, self, host, bookmark)
+        if bookmark.read()[0] >= 0:
             return  # the file server still tells of changes, and may be away just now
         try:
             await self._invalidation.begin()

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
+from core.errors import TaskError
 from mount.chaos.pauses import figures
 from mount.native.server import FrontEndServer
 from tests.support.live_system import LiveSystem
@@ -31,11 +32,12 @@ from .run import LossError, Run
 NAME: Final = "front-end"
 _FILE: Final = 1 << 20
 _STEPS: Final = 40
+_STRIKES: Final = (*("kill",) * 12, "restart", "stop")
 _GAPS_S: Final = (0.02, 0.2, 0.6, 1.2)
 """About as often as the supervisor mends without waiting."""
 _RETURN_S: Final = 30.0
-_SOURCE: Final = Path(__file__).parents[2]
-_TREES: Final = ("core", "mount", "tests")
+_SOURCE: Final = Path(os.__file__).parent
+_TREES: Final = ("asyncio", "email", "encodings", "multiprocessing", "xml")
 _ALARMING: Final = ("Traceback", "kernel: a packet", "given up", "EIO", "the host took no answer")
 
 
@@ -85,7 +87,7 @@ def _weather(run: Run, mount: Path, door: Door, works: Iterable[str]) -> None:
         for thread in workers:
             thread.join()
     outages = door.ask(door.control.outages(NAME, 0))
-    run.counts["kills"] = len(outages)
+    run.counts["ends"] = len(outages)
     found = figures([each.ready_s - each.ended_s for each in outages if each.ready_s])
     run.facts.append(
         f"away: median {found.median_ms:.0f}, p99 {found.p99_ms:.0f}, longest {found.max_ms:.0f} ms"
@@ -93,15 +95,21 @@ def _weather(run: Run, mount: Path, door: Door, works: Iterable[str]) -> None:
 
 
 def _kill(run: Run, door: Door) -> None:
-    """Kill whatever incarnation there is, at random instants; it need not serve yet."""
+    """Strike whatever incarnation there is, at random instants; it need not serve yet."""
     chance = run.random("kills")
     while not run.over() and not run.losses:
         time.sleep(chance.choice(_GAPS_S) * chance.uniform(0.5, 1.5))
         task = door.tasks()[NAME]
-        if task.state in {"running", "starting"} and task.pid:
-            with contextlib.suppress(ProcessLookupError):  # it has just died of the kill before
-                os.kill(task.pid, signal.SIGKILL)
-            run.count("kills ordered")
+        if task.state not in {"running", "starting"} or not task.pid:
+            continue
+        how = chance.choice(_STRIKES)
+        if how == "restart":
+            with contextlib.suppress(TaskError):  # it is just dying of the strike before
+                door.ask(door.control.restart(NAME, _RETURN_S))
+        else:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(task.pid, signal.SIGSTOP if how == "stop" else signal.SIGKILL)
+        run.count(f"{how} ordered")
     until = time.monotonic() + _RETURN_S
     while door.tasks()[NAME].state != "running" and time.monotonic() < until:
         time.sleep(0.05)
@@ -144,7 +152,7 @@ def _same(left: Path, right: Path) -> None:
 
 
 def _copy(run: Run, place: Path, chance: random.Random) -> None:
-    source = _SOURCE / ("mount/commands" if run.small else chance.choice(_TREES))
+    source = _SOURCE / ("json" if run.small else chance.choice(_TREES))
     target = place / "tree"
     _command("cp", "-r", source, target)
     _same(source, target)

@@ -75,7 +75,7 @@ def slice_of(server: type[FrontEndServer], seconds: float, *works: str) -> Run:
 def test_killed_front_end_costs_nobody_anything_but_time() -> None:
     run = slice_of(FrontEndServer, 4, "copies", "operations", "names")
     assert not run.losses, "\n".join(run.facts)
-    assert run.counts["kills"] > 5
+    assert run.counts["ends"] > 3
     assert run.counts["names"]
 
 

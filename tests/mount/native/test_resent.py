@@ -6,15 +6,18 @@ import os
 import struct
 from pathlib import Path
 
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fs_server.interface import ROOT_INODE, Attributes
+from fs_server.interface import ROOT_INODE, Attributes, Change
+from mount.fuse_invalidation import Invalidation
 from mount.host import ThisProcess
 from mount.native.front_end import NativeFrontEnd
 from mount.native.lookups import RECORDS_MIN, Lookups
 from mount.native.protocol.opcodes import Opcode
 from mount.native.resent import RESENT, Resent
+from mount.native.server import KeptBookmark
 from tests.support.memory_file_system import MemoryFileSystem
 
 
@@ -112,4 +115,35 @@ def test_next_incarnation_knows_what_to_have_dropped() -> None:
     assert set(second.known_inodes()) - {ROOT_INODE} == {7, 9}
     second.forget(1234, 5)
     assert second.lookups() == {7: 1, 9: 1}
+    kept.close()
+
+
+def test_what_the_host_has_yet_to_be_told_is_kept() -> None:
+    kept = KeptMemory()
+    first = KeptBookmark(kept)  # type: ignore[arg-type]  # it only keeps
+    assert first.read() == (-1, [])
+    first.write(17, [4, 5])
+    assert KeptBookmark(kept).read() == (17, [4, 5])  # type: ignore[arg-type]
+    kept.close()
+
+
+async def test_next_incarnation_tells_what_was_left_to_tell(autojump_clock: object) -> None:
+    told: list[Change] = []
+
+    class Listening(ThisProcess):
+        async def tell(self, changes: list[Change]) -> None:
+            told.extend(changes)
+
+    kept = KeptMemory()
+    host = Listening(-1)
+    fs = MemoryFileSystem()
+    before = NativeFrontEnd(fs, host=host)
+    Invalidation(before, fs, None, host, KeptBookmark(kept))  # type: ignore[arg-type]
+    before.stale(7)
+    after = NativeFrontEnd(fs, host=host)
+    invalidation = Invalidation(after, fs, None, host, KeptBookmark(kept))  # type: ignore[arg-type]
+    with trio.move_on_after(1):
+        await invalidation.run()
+    assert told == [Change(7, data=True)]
+    assert KeptBookmark(kept).read() == (-1, [])  # type: ignore[arg-type]
     kept.close()
