@@ -13,7 +13,9 @@ what *others* do like this: it calls `watch` with a right to a port of its own, 
 When something happened the server sets bit 0 (`CHANGED`) at that port, once until the client asks;
 the client calls `changes(position)` and gets what happened since, and the next position. A
 restarted server remembers neither watches nor positions: it answers an unknown position with
-`Change(inode=0)`, "drop everything you cache", and takes a new `watch`.
+`Change(inode=0)`, "drop everything you cache", and takes a new `watch`. A lock that cannot be had
+is refused too: a client that wants to wait for it says so (`eager`), and asks again when bit 1
+(`UNLOCKED`) is set at the same port. Among its own processes it has to wake who waits by itself.
 """
 
 from __future__ import annotations
@@ -56,6 +58,14 @@ CHANGES_LIMIT: Final = 128
 """Changes in one answer of `changes`."""
 CHANGED: Final = 1
 """The notification bit that is set at a watching client's port."""
+UNLOCKED: Final = 2
+"""The same, when a lock that was refused to an eager client may be had."""
+
+LOCK_READ: Final = 0
+LOCK_WRITE: Final = 1
+LOCK_NONE: Final = 2
+LOCK_END: Final = (1 << 63) - 1
+"""The last octet of a lock that has no end."""
 
 
 class Caller(msgspec.Struct, frozen=True, array_like=True):
@@ -137,6 +147,27 @@ class Change(msgspec.Struct, frozen=True, array_like=True):
     inode: int
     name: bytes = b""
     data: bool = False
+
+
+class Lock(msgspec.Struct, frozen=True, array_like=True):
+    """A lock on octets `start` to `end` of a file, both included, or on the file as a whole.
+
+    Args:
+        kind: LOCK_READ, LOCK_WRITE or, to give it back, LOCK_NONE.
+        owner: a number of 64 bits; of the client's choice, and seen by this client alone: -1 in an
+            answer stands for another client's.
+        opened: through which open it is made, a number of 64 bits that `close` names.
+        pid: of the process that asks, for `locked` to tell.
+        whole: as of flock(2): covers everything, and heeds only locks of its sort.
+    """
+
+    kind: int
+    start: int = 0
+    end: int = LOCK_END
+    owner: int = 0
+    opened: int = 0
+    pid: int = 0
+    whole: bool = False
 
 
 class FileSystem(Interface):
@@ -314,3 +345,26 @@ class FileSystem(Interface):
     @operation(idempotent=True)
     async def birth(self, inode: int) -> int:
         """Return when the inode was made, in nanoseconds since 1970; 0: that is not known."""
+
+    @operation(idempotent=True)
+    async def lock(self, inode: int, lock: Lock, eager: bool) -> Lock | None:
+        """Set a lock in place of what the owner has there, or give that back (LOCK_NONE).
+
+        Returns None if that is done, else another owner's lock that is in the way. `eager`: set
+        `UNLOCKED` at the watching port of the client when others give something on this file back.
+        An owner that wants a whole lock of another kind loses the one it has, whatever comes of it.
+        Locks end with the client, and when it has the file no longer open. Refused: EBADF when it
+        has not now, ENOLCK beyond the limits of `fs_server.locks`.
+        """
+
+    @operation(idempotent=True)
+    async def locked(self, inode: int, lock: Lock) -> Lock | None:
+        """Return the first of the locks that are in the way of this one, if one is."""
+
+    @operation(idempotent=True)
+    async def unlock(self, inode: int, owner: int) -> None:
+        """Give all range locks of an owner on a file back: it has closed a descriptor."""
+
+    @operation
+    async def close(self, inode: int, opened: int) -> None:
+        """Give back one open, as `release`, and all locks that were made through it."""

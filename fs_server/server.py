@@ -2,8 +2,8 @@
 
 Theory of operation. No operation waits, so the server is a plain loop and a request is served by
 one call into `Volume`. What must outlive the server lies in three places: the volume itself; the
-opens, and which blocks are surely free, in memory objects that the kernel keeps; and the rights to
-the ports of watching clients, which the kernel keeps as well.
+opens, the locks, and which blocks are surely free, in memory objects that the kernel keeps; and the
+rights to the ports of watching clients, which the kernel keeps as well.
 
 Exactly once. An operation that changes something goes through `_once`: its answer is recorded in
 the transaction of the change, and returned when the request comes again. `write`, `fsync`
@@ -19,6 +19,7 @@ directory without a volume gets one, if the disk is empty.
 from __future__ import annotations
 
 import errno
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -34,15 +35,18 @@ from .changes import ChangeLog
 from .disk import Disk, DiskInfo
 from .interface import (
     CHANGED,
+    UNLOCKED,
     Attributes,
     Caller,
     Change,
     Changes,
     Entry,
     FileSystem,
+    Lock,
     Usage,
 )
 from .layout import METADATA_NAME, VolumeError
+from .locking import Locking
 from .mkfs import make_metadata
 from .opens import Opens
 from .reserve import Reserve
@@ -65,6 +69,7 @@ _SURVEY: Final = 2
 _DATA: Final = "data"
 _OPENS: Final = "opens"
 _RESERVE: Final = "reserve"
+_LOCKS: Final = "locks"
 _WATCH: Final = "watch."
 
 
@@ -112,12 +117,15 @@ class FileServer(Server):
         kept = task.kept(_RESERVE)
         reserve = Reserve(task.boot_id, lambda number: task.keep(_RESERVE, number), kept)
         self.volume = self.open_volume(directory, data, opens, reserve)
+        locks = task.kept(_LOCKS)
+        keep_locks = functools.partial(task.keep, _LOCKS)
+        self._locking = Locking(task.boot_id, keep_locks, locks, self._tell_unlocked)
         self._survey_after(SURVEY_DELAY_S)
         for label, right in task.kept_rights().items():
             if label.startswith(_WATCH):
                 self._watchers[int(label.removeprefix(_WATCH))] = _Watcher(right)
         for client in list(self._watchers):
-            self._notify(client)  # what happened around the restart is not known
+            self._notify(client, CHANGED | UNLOCKED)  # what happened around the restart is unknown
 
     def open_volume(self, directory: Path, data: int, opens: Opens, reserve: Reserve) -> Volume:
         """Open the volume. A subclass may open it with another clock, or watched.
@@ -129,14 +137,16 @@ class FileServer(Server):
 
     def stop(self) -> None:
         """Make everything durable and close the volume."""
+        self._locking.close()
         try:
             self.volume.close()
         except Refused as error:
             self.task.log(f"not everything is durable: {error.detail}")
 
     def no_senders(self, badge: int) -> None:
-        """A client has ended: give back its opens, and forget its watch."""
+        """A client has ended: give back its opens and locks, and forget its watch."""
         self.volume.request = 0
+        self._locking.drop_client(badge)
         self.volume.drop_client(badge)
         self._forget(badge)
 
@@ -229,15 +239,19 @@ class FileServer(Server):
             if other != client:
                 self._notify(other)
 
-    def _notify(self, client: int) -> None:
+    def _notify(self, client: int, bits: int = CHANGED) -> None:
         watcher = self._watchers[client]
-        if watcher.told:
+        if watcher.told and bits == CHANGED:
             return
-        watcher.told = True
+        watcher.told = watcher.told or bool(bits & CHANGED)
         try:
-            self.task.notify(watcher.right, CHANGED)
+            self.task.notify(watcher.right, bits)
         except AtollError:  # its port is gone
             self._forget(client)
+
+    def _tell_unlocked(self, client: int) -> None:
+        if client in self._watchers:
+            self._notify(client, UNLOCKED)
 
     def _forget(self, client: int) -> None:
         watcher = self._watchers.pop(client, None)
@@ -383,7 +397,40 @@ class FileServer(Server):
 
     def release(self, inode: int) -> None:
         """See `FileSystem.release`."""
-        self._once("release", self.volume.release, inode, self.request.badge)
+        client = self.request.badge
+        self._once("release", self.volume.release, inode, client)
+        self._closed(client, inode)
+
+    def close(self, inode: int, opened: int) -> None:
+        """See `FileSystem.close`."""
+        client = self.request.badge
+        self._locking.drop_opened(client, inode, opened)
+        self._once("close", self.volume.release, inode, client)
+        self._closed(client, inode)
+
+    def _closed(self, client: int, inode: int) -> None:
+        """Give a client's locks back when it has closed the file for the last time."""
+        if not self.volume.has_open(client, inode):
+            self._locking.drop_file(client, inode)
+
+    # -- locks: a repetition changes nothing ------------------------------------------------------
+
+    def lock(self, inode: int, lock: Lock, eager: bool) -> Lock | None:
+        """See `FileSystem.lock`."""
+        client = self.request.badge
+        if not self.volume.has_open(client, inode):
+            raise Refused(errno.EBADF, f"the client has inode {inode} not open")
+        return self._locking.lock(client, inode, lock, eager=eager)
+
+    def locked(self, inode: int, lock: Lock) -> Lock | None:
+        """See `FileSystem.locked`."""
+        return self._locking.locked(self.request.badge, inode, lock)
+
+    def unlock(self, inode: int, owner: int) -> None:
+        """See `FileSystem.unlock`."""
+        self._locking.drop_owner(self.request.badge, inode, owner)
+
+    # -- contents ---------------------------------------------------------------------------------
 
     def read(self, inode: int, offset: int, size: int) -> Bulk:
         """See `FileSystem.read`."""

@@ -483,6 +483,10 @@ class Volume:
             raise Refused(errno.EBADF, f"the client has inode {inode} not open")
         self._free_closed([inode])
 
+    def has_open(self, client: int, inode: int) -> bool:
+        """Return whether a client has a file open."""
+        return self._opens.count(client, inode) > 0
+
     def drop_client(self, client: int) -> None:
         """Give back all opens of a client that has ended."""
         self._free_closed(self._opens.drop_client(client))

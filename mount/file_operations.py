@@ -28,7 +28,8 @@ from .known_inode import NOTHING_ABSENT, KnownInode
 ROOT: Final = Caller(0, 0, (), 0)
 APPEND: Final = 1 << 62
 """In a file handle: the file was opened with O_APPEND."""
-INODE_BITS: Final = APPEND - 1
+INODE_BITS: Final = (1 << 40) - 1
+"""In a file handle: the inode. The bits between these and `APPEND` may tell its opens apart."""
 LISTING_LIMIT: Final = 128
 """Entries asked for at once: with the longest names they still fit into one message."""
 CALLERS_LIMIT: Final = 1024
@@ -57,6 +58,8 @@ class FileOperations(Generic[KnownT]):
         self.initialised: Callable[[], None] = lambda: None
         self.stale: Callable[[int], None] = lambda inode: None
         """Called when the kernel's cached data of an inode is known to be wrong."""
+        self.unlocked: Callable[[], None] = lambda: None
+        """Called when other clients may have given locks back."""
         self._fs = fs
         self._known: dict[int, KnownT] = {}
         self._callers: dict[tuple[int, int], Caller] = {(0, 0): ROOT}
@@ -154,16 +157,16 @@ class FileOperations(Generic[KnownT]):
 
     async def _write(self, fh: int, offset: int, data: Bulk) -> int:
         """Write octets and return their count."""
+        inode = fh & INODE_BITS
         if fh & APPEND:
-            fh &= INODE_BITS
-            offset = await self._end(fh, offset)
+            offset = await self._end(inode, offset)
         if len(data) <= BULK_LIMIT:
-            done = await self._fs.write(ROOT, fh, offset, data)
+            done = await self._fs.write(ROOT, inode, offset, data)
         else:
             view, done = memoryview(data), 0
             while done < len(data):
                 part = view[done : done + BULK_LIMIT]
-                done += await self._fs.write(ROOT, fh, offset + done, part)
+                done += await self._fs.write(ROOT, inode, offset + done, part)
         self._turn += 1
         return done
 

@@ -158,9 +158,11 @@ class Invalidation:
                     await self.begin()
                 await self._catch_up()  # what happened while nobody was there is told first
                 await watch.wait_changed()
+                self._front_end.unlocked()
             except AtollError as error:
                 log.warning("no changes from the file server: %s: %s", type(error).__name__, error)
                 await trio.sleep(PATIENCE_S)
+                self._front_end.unlocked()
                 await self._drop_everything()
                 self._watching = False
                 self._go_on(-1)

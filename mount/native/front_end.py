@@ -17,6 +17,7 @@ from __future__ import annotations
 import errno
 import functools
 import os
+import random
 import stat
 import time
 from collections.abc import Awaitable, Callable, Iterable
@@ -33,6 +34,7 @@ from mount.host import Host
 from mount.known_inode import CACHE_S, ENTRY_SHORTLY_S
 
 from . import file_flags
+from .locks import Locks
 from .lookups import Lookups
 from .packed_inode import PackedInode
 from .protocol import layouts, requests
@@ -43,6 +45,10 @@ from .protocol.replies import CopyFileRangeOut, GetxattrOut, Kstatfs, LseekOut
 
 if TYPE_CHECKING:
     from .streams import StreamRouter
+
+INODE_WIDTH: Final = INODE_BITS.bit_length()
+SERIALS_LIMIT: Final = 1 << 22
+"""Opens that file handles tell apart; two of one inode so far apart are taken for one."""
 
 Handler = Callable[[Any], Awaitable[Bulk]]
 Makes = requests.Create | requests.Mknod | requests.Mkdir | requests.Symlink
@@ -99,6 +105,7 @@ class NativeFrontEnd(FileOperations[PackedInode]):
 
     Attributes:
         handlers: by opcode. What is not here is not done: ENOSYS.
+        waiting: the same for what may wait for long, for another request to come.
         groups_told: the host's kernel says which of the caller's groups matters, if one does.
         streams: what handles nodes that are no files; set by itself.
     """
@@ -118,6 +125,10 @@ class NativeFrontEnd(FileOperations[PackedInode]):
         self._entry_s = int(CACHE_S)
         self.groups_told = False
         self.streams: StreamRouter | None = None
+        self.locks = Locks(fs)
+        self.unlocked = self.locks.wake_all
+        self.waiting: dict[int, Handler] = {Opcode.SETLKW.value: self.locks.set_waiting}
+        self._serial = random.randrange(SERIALS_LIMIT)
         if lookups is not None:
             self._inherit(lookups)
         self.handlers: dict[int, Handler] = {
@@ -385,11 +396,15 @@ class NativeFrontEnd(FileOperations[PackedInode]):
         return self._entry(attributes) + self._opened(attributes, request.flags)
 
     def _opened(self, attributes: Attributes, flags: int) -> bytes:
+        inode = attributes.inode
+        if inode > INODE_BITS:
+            raise Refused(errno.EOVERFLOW, f"inode {inode} has no room in a file handle")
+        self._serial = (self._serial + 1) % SERIALS_LIMIT
         append = APPEND if flags & os.O_APPEND else 0
-        return _OPENED(attributes.inode | append, _KEPT, 0)
+        return _OPENED(inode | self._serial << INODE_WIDTH | append, _KEPT, 0)
 
     async def _on_release(self, request: requests.Release) -> Bulk:
-        await self._fs.release(request.fh & INODE_BITS)
+        await self.locks.close(request)
         return _NOTHING
 
     def _on_read(self, request: requests.Read) -> Awaitable[Bulk]:
@@ -433,6 +448,19 @@ class NativeFrontEnd(FileOperations[PackedInode]):
 
     async def _on_ioctl(self, request: requests.Ioctl) -> Bulk:
         return file_flags.answer(request)
+
+    # Locks
+
+    async def _on_flush(self, request: requests.Flush) -> Bulk:
+        if self.locks.may_hold(request):
+            await self.locks.flush(request)
+        return _NOTHING
+
+    def _on_getlk(self, request: requests.Lock) -> Awaitable[Bulk]:
+        return self.locks.get(request)
+
+    def _on_setlk(self, request: requests.Lock) -> Awaitable[Bulk]:
+        return self.locks.set(request)
 
     # Directories
 

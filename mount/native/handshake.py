@@ -33,6 +33,8 @@ FEATURES: Final = (
     | Init.HAS_EXPIRE_ONLY
     | Init.CREATE_SUPP_GROUP
     | Init.HAS_RESEND
+    | Init.POSIX_LOCKS
+    | Init.FLOCK_LOCKS
 )
 
 

@@ -107,6 +107,7 @@ class FrontEndServer(Server):
             return
         fs = outliving(task.connect(FileSystem, "fs"))
         front_end = NativeFrontEnd(fs, host=host, lookups=Lookups(task))
+        front_end.locks.complete = task.generation == 0
         if not terms.forgets:
             front_end.keep_entries_shortly()
         self._device = device

@@ -14,6 +14,7 @@ whose handler would just run (SIGCHLD, SIGALRM). A file system on a disk does no
 then, and programs do not expect it. So the handler is cancelled when a signal waits that will end
 the process; its call at the server aborts, and the request is answered EINTR. The kernel says
 INTERRUPT once for each request, so the process is looked at again until the request is answered.
+Waiting for a lock is another matter: every signal that is handled ends it.
 
 Invariants:
 
@@ -64,6 +65,10 @@ WORKERS_LIMIT: Final = RESUMABLE_PLACES
 """Requests that can be with the file server at once: each is worked on at a place of its own."""
 HEED_S: Final = 0.05
 """Seconds between two looks at a process that was interrupted and lives."""
+WAITS_LIMIT: Final = 1024
+"""Requests that wait for another request to come, at once."""
+NOBODY: Final = 0
+"""Stands for the process of a request that every signal interrupts."""
 DECLINED_LIMIT: Final = 64
 """Kinds of requests of which the log says that they are not served."""
 _SHORT: Final = 4096
@@ -99,6 +104,7 @@ class NativeSession:
         self._handlers = front_end.handlers
         self._under_way: dict[int, tuple[trio.CancelScope, int]] = {}
         self._declined: set[int] = set()
+        self._waiting = 0
         self._decode = Decoder().decode
         self._nursery: trio.Nursery | None = None
         self._resent = Resent(kept)
@@ -216,8 +222,38 @@ class NativeSession:
                     self._nursery.start_soon(self._heed, request.target)
             case _ if request.opcode == Opcode.DESTROY:
                 self._write(error_reply(request.unique, 0))
+            case _ if request.opcode in self._front_end.waiting:
+                self._begin_wait(request)
             case _:
                 self._decline(request)
+
+    def _begin_wait(self, request: requests.Request) -> None:
+        """Handle what may wait for another request, beside the workers that have to read that."""
+        if self._nursery is None or self._waiting >= WAITS_LIMIT:
+            self._fail(request.opcode, request.unique, errno.ENOLCK)
+            return
+        scope = trio.CancelScope()
+        self._under_way[request.unique] = scope, NOBODY
+        self._waiting += 1
+        if request.unique in self._resent.interrupted:
+            scope.cancel()
+        self._nursery.start_soon(self._wait, request, scope)
+
+    async def _wait(self, request: requests.Request, scope: trio.CancelScope) -> None:
+        body: Bulk | None = None
+        number = errno.EINTR
+        try:
+            with scope:
+                body = await self._front_end.waiting[request.opcode](request)
+        except Exception as error:  # noqa: BLE001 - invariant 3
+            number = error_number(Opcode(request.opcode).name, error)
+        finally:
+            del self._under_way[request.unique]
+            self._waiting -= 1
+        if body is None:
+            self._fail(request.opcode, request.unique, number)
+        else:
+            self._answer(request, body)
 
     def _decline(self, request: requests.Request) -> None:
         """Say of what nobody knows here that it is not done; and in the log, once of each kind."""
@@ -232,7 +268,7 @@ class NativeSession:
         """Cancel a request when nobody will be there to take its answer."""
         while unique in self._under_way:
             scope, pid = self._under_way[unique]
-            if await self._host.is_ending(pid):
+            if pid == NOBODY or await self._host.is_ending(pid):
                 scope.cancel()
                 return
             await trio.sleep(HEED_S)

@@ -21,6 +21,9 @@ from fs_server.interface import (
     ALLOCATE_KEEP_SIZE,
     ALLOCATE_PUNCH_HOLE,
     ALLOCATE_ZERO_RANGE,
+    LOCK_NONE,
+    LOCK_READ,
+    LOCK_WRITE,
     RENAME_EXCHANGE,
     RENAME_NOREPLACE,
     ROOT_INODE,
@@ -29,6 +32,7 @@ from fs_server.interface import (
     Attributes,
     Caller,
     Changes,
+    Lock,
 )
 
 from .model import Model, Node, perform
@@ -137,6 +141,7 @@ class _Script:
         self._opens(e)
         self._nameless(d, e)
         self._copying(d)
+        self._locks(d)
         self._space(f)
         self._looking(d, f)
 
@@ -297,6 +302,34 @@ class _Script:
         do("unlink", ROOT, d, b"named")
         do("link", ROOT, n, d, b"again")  # ENOENT
         do("release", n)
+
+    def _locks(self, d: int) -> None:
+        do = self.do
+        f = self.make("create", ROOT, d, b"locked", 0o600, os.O_RDWR)
+        do("open", ROOT, f, os.O_RDWR)
+        mine, other = Lock(LOCK_WRITE, 0, 99, 1, 11, 21), Lock(LOCK_READ, 50, 150, 2, 12, 22)
+        do("lock", f, mine, False)
+        do("lock", f, other, True)  # is refused
+        do("locked", f, other)
+        do("lock", f, Lock(LOCK_WRITE, owner=1, opened=11, whole=True), False)
+        do("(restart)")
+        do("lock", f, Lock(LOCK_READ, owner=2, opened=12, whole=True), True)  # is refused
+        do("lock", f, Lock(LOCK_READ, 0, 99, 1, 11, 21), False)  # less than before
+        do("lock", f, other, False)
+        do("locked", f, Lock(LOCK_WRITE, 120, 130, 3))
+        do("lock", f, Lock(LOCK_NONE, 0, 99, 1), False)
+        do("lock", f, Lock(LOCK_READ, 5, 4, 1), False)  # EINVAL
+        do("unlock", f, 2)
+        do("locked", f, Lock(LOCK_WRITE, 0, 200, 3))
+        do("lock", f, mine, False)
+        do("close", f, 11)  # and with it the locks that were made through this open
+        do("locked", f, Lock(LOCK_WRITE, owner=3, whole=True))
+        do("lock", f, other, False)
+        do("release", f)
+        do("locked", f, mine)  # nothing: it was the last open
+        do("lock", f, mine, False)  # EBADF
+        do("close", f, 12)  # EBADF
+        do("unlink", ROOT, d, b"locked")
 
     def _copying(self, d: int) -> None:
         do = self.do

@@ -23,6 +23,8 @@ from fs_server.interface import (
     ALLOCATE_KEEP_SIZE,
     ALLOCATE_PUNCH_HOLE,
     ALLOCATE_ZERO_RANGE,
+    LOCK_NONE,
+    LOCK_WRITE,
     NAME_LIMIT,
     RENAME_EXCHANGE,
     RENAME_NOREPLACE,
@@ -33,6 +35,7 @@ from fs_server.interface import (
     Attributes,
     Caller,
     Changes,
+    Lock,
     Usage,
 )
 
@@ -63,6 +66,7 @@ class Node:
     opens: int = 0
     birth: int = 0
     linkable: bool = True
+    locks: tuple[Lock, ...] = ()
 
     def copy(self) -> Node:
         """Return a copy that shares nothing that changes."""
@@ -133,6 +137,7 @@ class Model:
         twin = self.twin()
         for node in twin.nodes.values():
             node.opens = 0
+            node.locks = ()
         for number in self.orphans():
             del twin.nodes[number]
         return twin
@@ -425,7 +430,42 @@ class Model:
         if node is None or not node.opens:
             raise Refused(errno.EBADF)
         node.opens -= 1
+        if not node.opens:
+            node.locks = ()
         self._drop(node)
+
+    def close(self, inode: int, opened: int) -> None:
+        node = self.nodes.get(inode)
+        if node is not None:
+            node.locks = tuple(held for held in node.locks if held.opened != opened)
+        self.release(inode)
+
+    def lock(self, inode: int, lock: Lock, eager: bool) -> Lock | None:
+        """The histories' locks of one owner overlap only if they are the same."""
+        node = self.nodes.get(inode)
+        if node is None or not node.opens:
+            raise Refused(errno.EBADF)
+        found = self.locked(inode, lock)
+        if found is None:
+            others = [held for held in node.locks if not _same(held, lock)]
+            node.locks = (*others, *([] if lock.kind == LOCK_NONE else [lock]))
+        return found
+
+    def locked(self, inode: int, lock: Lock) -> Lock | None:
+        node = self.nodes.get(inode)
+        if lock.start < 0 or lock.end < lock.start:
+            raise Refused(errno.EINVAL)
+        for held in sorted(node.locks if node else (), key=lambda held: held.start):
+            overlap = held.start <= lock.end and lock.start <= held.end
+            exclusive = LOCK_WRITE in {held.kind, lock.kind} and lock.kind != LOCK_NONE
+            if held.whole == lock.whole and held.owner != lock.owner and overlap and exclusive:
+                return held
+        return None
+
+    def unlock(self, inode: int, owner: int) -> None:
+        node = self.nodes.get(inode)
+        if node is not None:
+            node.locks = tuple(held for held in node.locks if held.whole or held.owner != owner)
 
     def read(self, inode: int, offset: int, size: int) -> bytes:
         node = self._file(inode)
@@ -522,6 +562,12 @@ class Model:
         if whence == os.SEEK_HOLE:
             return node.size
         raise Refused(errno.ENXIO)
+
+
+def _same(held: Lock, lock: Lock) -> bool:
+    """Tell whether a new lock takes the place of one that is held."""
+    one, two = (held.owner, held.whole, held.start), (lock.owner, lock.whole, lock.start)
+    return one == two
 
 
 def replace_umask(caller: Caller) -> Caller:

@@ -15,12 +15,23 @@ import trio
 
 from core.abi import ALL_OPERATIONS
 from core.errors import AtollError, Refused
+from core.kernel.ports import KernelRight
 from core.system.boot import System
 from core.system.description import Grant
 from core.userlib.server import Server
 from core.userlib.task import Task
 from fs_server.disk import Disk, DiskInfo
-from fs_server.interface import CHANGED, Caller, Change, Changes, FileSystem
+from fs_server.interface import (
+    CHANGED,
+    LOCK_READ,
+    LOCK_WRITE,
+    UNLOCKED,
+    Caller,
+    Change,
+    Changes,
+    FileSystem,
+    Lock,
+)
 from fs_server.layout import DATA_NAME, METADATA_NAME, VolumeError
 from fs_server.server import BUSY_PERIODS, FileServer, prepare_volume
 
@@ -148,6 +159,77 @@ def test_killed_servers_lose_and_repeat_nothing(tmp_path: Path) -> None:
     assert_sound(tmp_path)
 
 
+def join(system: System, name: str) -> tuple[FileSystem, KernelRight]:
+    """Return another client of the file server, and the right whose release ends it."""
+    user = system.client(name)
+    right = system.task("fs").names[1].derive(badge=user.place.badge)
+    return user.connect(FileSystem, right), right
+
+
+@both
+def test_locks_are_had_by_one_client_and_end_with_it(tmp_path: Path, placement: str) -> None:
+    async def scenario(system: System) -> None:
+        fs: FileSystem = system.connect(FileSystem, "fs")
+        f = (await fs.create(ROOT, TOP, b"f", 0o666, os.O_RDWR)).inode
+        one, two = Lock(LOCK_WRITE, 0, 9, owner=1), Lock(LOCK_WRITE, 9, 9, owner=1)
+        other, right = join(system, "user")
+        assert await refusal(other.lock(f, one, False)) == errno.EBADF
+        await other.open(ROOT, f, os.O_RDWR)
+        assert await other.lock(f, one, False) is None
+        found = await fs.lock(f, two, False)
+        assert found == Lock(LOCK_WRITE, 0, 9, owner=-1)
+        assert await fs.locked(f, two) == found
+        for hostile in (
+            Lock(7),
+            Lock(LOCK_READ, -1, 5),
+            Lock(LOCK_READ, 5, 4),
+            Lock(LOCK_READ, 0, 1 << 63),
+            Lock(LOCK_READ, owner=-1),
+            Lock(LOCK_READ, pid=1 << 40),
+            Lock(LOCK_READ, 0, 5, whole=True),
+        ):
+            assert await refusal(fs.lock(f, hostile, True)) == errno.EINVAL
+            assert await refusal(fs.locked(f, hostile)) == errno.EINVAL
+        await other.unlock(f, 99)
+        await other.unlock(12_345, -5)
+        assert await refusal(other.close(12_345, 1 << 63)) == errno.EBADF
+        assert await fs.locked(f, two) == found
+        await restart(system, placement)
+        assert await fs.locked(f, two) == found
+        right.release()
+        with trio.fail_after(10):
+            while await fs.lock(f, two, False) is not None:
+                await trio.lowlevel.checkpoint()
+        await fs.release(f)
+        assert await refusal(fs.lock(f, two, False)) == errno.EBADF
+
+    run_system(tmp_path, placement, scenario)
+
+
+def test_locks_outlive_the_server(tmp_path: Path) -> None:
+    async def scenario(system: System) -> None:
+        fs: FileSystem = system.connect(FileSystem, "fs")
+        f = (await fs.create(ROOT, TOP, b"f", 0o666, os.O_RDWR)).inode
+        other, right = join(system, "user")
+        await other.open(ROOT, f, os.O_RDWR)
+        for start in range(0, 40, 2):
+            mine = Lock(LOCK_WRITE, start, start, owner=1, opened=start, pid=5)
+            assert await other.lock(f, mine, False) is None
+            if not start % 10:
+                kill(system, "fs")
+        for start in range(40):
+            found = await fs.locked(f, Lock(LOCK_READ, start, start))
+            assert (found is None) == bool(start % 2)
+            assert found is None or found.pid == 5
+        right.release()
+        kill(system, "fs")
+        with trio.fail_after(10):
+            while await fs.lock(f, Lock(LOCK_WRITE), False) is not None:
+                await trio.lowlevel.checkpoint()
+
+    run_system(tmp_path, "process", scenario)
+
+
 @both
 def test_opens_outlive_the_server_and_end_with_the_client(tmp_path: Path, placement: str) -> None:
     async def scenario(system: System) -> None:
@@ -255,7 +337,7 @@ class Watching(Server):
                     break
 
     def notified(self, bits: int) -> None:
-        assert bits == CHANGED
+        assert bits in {CHANGED, CHANGED | UNLOCKED}
         self.told.set()
 
     async def wait_seen(self, change: Change) -> None:

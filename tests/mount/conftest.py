@@ -75,8 +75,9 @@ async def mounted(place: Path, options: MountOptions) -> AsyncIterator[MountUnde
     fs = FailingFileSystem()
     async with trio.open_nursery() as serving:
         mount = await serving.start(partial(serve, fs, place, options, watch=fs))
-        # The kernel learns from the first close(2) that there is nothing to flush.
-        # A test that is killed with a file open would else wait for an answer from itself.
+        # The kernel learns from pyfuse3's first close(2) that there is nothing to flush. A test
+        # that is killed with a file open would else wait for an answer from itself, as it does
+        # under the native front end, where closing gives locks back: abort the connection then.
         await trio.to_thread.run_sync((mount.path / "flush").touch)
         await trio.to_thread.run_sync((mount.path / "flush").unlink)
         yield MountUnderTest(fs, mount)

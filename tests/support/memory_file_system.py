@@ -38,8 +38,10 @@ from fs_server.interface import (
     Changes,
     Entry,
     FileSystem,
+    Lock,
     Usage,
 )
+from fs_server.locking import Locking
 
 CHUNK: Final = 1 << 17
 """Octets in one piece of a file; a piece that was never written takes no room."""
@@ -129,6 +131,8 @@ class Tree:
         self.nodes = {ROOT_INODE: Node(ROOT_INODE, stat.S_IFDIR | 0o755, os.getuid(), os.getgid())}
         self.next = ROOT_INODE + 1
         self.cookies = itertools.count(3)
+        self.badges = itertools.count(1)
+        self.locks = Locking()
         self.record: list[tuple[object, Change]] = []
         self.watcher: tuple[object, Callable[[], None]] | None = None
 
@@ -151,6 +155,7 @@ class MemoryFileSystem(FileSystem, stub=True):
 
     def __init__(self, tree: Tree | None = None) -> None:
         self.tree = tree or Tree()
+        self.badge = next(self.tree.badges)
         self.changed = trio.Event()
         self.told = 0
         """How often the client asked for changes and got none any more."""
@@ -370,6 +375,19 @@ class MemoryFileSystem(FileSystem, stub=True):
             raise Refused(errno.EBADF)
         node.opens -= 1
         self._drop(node)
+
+    async def close(self, inode: int, opened: int) -> None:
+        self.tree.locks.drop_opened(self.badge, inode, opened)
+        await self.release(inode)
+
+    async def lock(self, inode: int, lock: Lock, eager: bool) -> Lock | None:
+        return self.tree.locks.lock(self.badge, inode, lock, eager=eager)
+
+    async def locked(self, inode: int, lock: Lock) -> Lock | None:
+        return self.tree.locks.locked(self.badge, inode, lock)
+
+    async def unlock(self, inode: int, owner: int) -> None:
+        self.tree.locks.drop_owner(self.badge, inode, owner)
 
     async def read(self, inode: int, offset: int, size: int) -> Bulk:
         node = self.tree.node(inode)

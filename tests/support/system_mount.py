@@ -3,8 +3,8 @@
 Run `python -m tests.support.system_mount PLACEMENT DIR [FRONT_END]`: PLACEMENT of disk and file
 server is `process` or `colocated`. The volume is made in a temporary directory. It says "ready"
 when the mount can be used. A line `write NAME TEXT`, `truncate NAME SIZE`, `rename NAME NAME`,
-`unlink NAME` or `kill` on its standard input is done to the file server by a second client, and
-answered with "done". It unmounts when its standard input ends.
+`unlink NAME`, `lock NAME OCTET`, `unlock NAME OCTET` or `kill` on its standard input is done to the
+file server by a second client, and answered with "done". It unmounts when its standard input ends.
 """
 
 from __future__ import annotations
@@ -22,7 +22,15 @@ from core.system.boot import Prepared, System, booted
 from core.system.description import Grant, load_description
 from core.userlib.server import Server
 from core.userlib.task import Task
-from fs_server.interface import ROOT_INODE, Caller, Changes, FileSystem
+from fs_server.interface import (
+    LOCK_NONE,
+    LOCK_WRITE,
+    ROOT_INODE,
+    Caller,
+    Changes,
+    FileSystem,
+    Lock,
+)
 from mount.fuse_session import serve
 from mount.mount_options import MountOptions
 from mount.settings import FrontEndName
@@ -96,6 +104,15 @@ async def other_client(system: System, fs: FileSystem, words: list[str]) -> None
             await fs.setattr(ROOT, found.inode, Changes(size=int(size)))
         case ["rename", _, new]:
             await fs.rename(ROOT, ROOT_INODE, name, ROOT_INODE, os.fsencode(new), 0)
+        case ["lock", _, octet]:
+            found = await fs.lookup(ROOT, ROOT_INODE, name)
+            await fs.open(ROOT, found.inode, os.O_RDWR)
+            lock = Lock(LOCK_WRITE, int(octet), int(octet))
+            assert await fs.lock(found.inode, lock, eager=False) is None
+        case ["unlock", _, octet]:
+            found = await fs.lookup(ROOT, ROOT_INODE, name)
+            await fs.lock(found.inode, Lock(LOCK_NONE, int(octet), int(octet)), eager=False)
+            await fs.release(found.inode)
         case ["unlink", _]:
             await fs.unlink(ROOT, ROOT_INODE, name)
         case _:

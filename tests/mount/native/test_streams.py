@@ -378,10 +378,11 @@ def test_stream_looks_like_a_regular_file_and_is_one_that_cannot_be_sought(pipes
             lambda: os.rename(pipes.parent, pipes / "z"),
             lambda: os.rmdir(pipes),
             lambda: os.open(pipes / "x", os.O_RDONLY | os.O_DIRECT),
+            lambda: fcntl.flock(both, fcntl.LOCK_EX),
+            lambda: fcntl.lockf(both, fcntl.LOCK_EX | fcntl.LOCK_NB),
         ):
             with pytest.raises(OSError):  # noqa: PT011 - each another one
                 wrong()
-        fcntl.flock(both, fcntl.LOCK_EX)
         assert os.listxattr(pipes / "x") == []
 
 
