@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import logging
 import os
 import re
 import signal
@@ -20,10 +21,15 @@ import trio
 from fs_server.interface import ROOT_INODE, Attributes, Caller
 from mount import host
 from mount.fuse_session import serve
+from mount.fuse_wait import Workers
 from mount.host import ThisProcess
 from mount.mount_options import MountOptions
+from mount.native.attachment import Terms
 from mount.native.front_end import NativeFrontEnd
 from mount.native.protocol.opcodes import Opcode
+from mount.native.protocol.replies import parse_reply
+from mount.native.protocol.requests import Unknown
+from mount.native.session import NativeSession
 from mount.native.signals import is_ending
 from tests.support.memory_file_system import FailingFileSystem, MemoryFileSystem
 
@@ -248,3 +254,22 @@ def test_every_handler_has_an_opcode() -> None:
     front_end = NativeFrontEnd(MemoryFileSystem(), host=ThisProcess(-1))
     named = {name for name in dir(front_end) if re.match("_on_", name)}
     assert len(named) == len(front_end.handlers)
+
+
+def test_what_nobody_serves_is_declined_and_logged_once_of_each_kind(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    reading, writing = os.pipe()
+    front_end = NativeFrontEnd(MemoryFileSystem(), host=ThisProcess(-1))
+    workers = Workers(writing, 0)
+    served = NativeSession(front_end, writing, Terms(0, 8192), ThisProcess(-1), workers)
+    for unique, opcode in enumerate((37, 4000, 37, 4000, 48)):
+        served._handle_other(Unknown(opcode, unique, 1, 0, 0, 1, memoryview(b"")))
+        answer = parse_reply(memoryview(os.read(reading, 100)))
+        assert answer[:2] == (unique, errno.ENOSYS)
+    said = [record.getMessage() for record in caplog.records]
+    assert ["BMAP" in said[0], "4000" in said[1], "SETUPMAPPING" in said[2]] == [True] * 3
+    assert len(said) == 3
+    os.close(reading)
+    os.close(writing)
