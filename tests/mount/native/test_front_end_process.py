@@ -17,6 +17,7 @@ import pytest
 from core.abi import RESUMABLE_PLACES
 from fs_server.interface import ROOT_INODE, Caller, FileSystem
 from mount.native.server import FrontEndServer
+from tests.mount.native.test_lock_tools import Worker
 from tests.soak.door import Door, opened
 from tests.soak.front_end import front_end
 from tests.soak.front_ends import ForgetfulFrontEnd, UnluckyFrontEnd, describe
@@ -207,3 +208,15 @@ def test_killed_kernel_leaves_no_mount() -> None:
         until(lambda: not system.is_mounted() and not system.living())
     finally:
         system.close()
+
+
+def test_locks_and_waiters_outlive_the_front_end(system: LiveSystem, door: Door) -> None:
+    holder, waiter = (Worker(system.mountpoint / "locked") for _ in range(2))
+    assert holder.lock("LOCK_EX") == "done"
+    waiter.begin("fcntl.lockf(file, fcntl.LOCK_EX)")
+    for _ in range(3):
+        end(door)
+    assert holder.lock("LOCK_SH | fcntl.LOCK_NB", 1, 5) == "done"
+    holder.kill()
+    assert waiter.said() == "done"
+    waiter.kill()
