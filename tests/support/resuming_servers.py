@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import trio
 
+from core.abi import RESUMABLE_PLACES
 from core.errors import AtollError, Refused
 from core.userlib.interface import Bulk, Interface, operation
 from core.userlib.resuming import Place, outliving
@@ -135,6 +136,10 @@ class Clerk(Interface):
         """Return what the kernel keeps."""
 
     @operation(waits=True)
+    async def flood(self, count: int) -> None:
+        """Call at the gate under so many tags, at all places, and wait for none."""
+
+    @operation(waits=True)
     async def misuse(self, how: str) -> str:
         """Make a call that cannot be resumable; return the name of the error."""
 
@@ -193,6 +198,14 @@ class ClerkServer(Server):
     async def kept(self) -> list[tuple[int, int]]:
         """See `Clerk`."""
         return self.task.resumable()
+
+    async def flood(self, count: int) -> None:
+        """See `Clerk`."""
+        right, spec = self.task.rights["ledger"], Ledger.named("enter")
+        for tag in range(count):
+            with trio.move_on_after(0):
+                place = tag % RESUMABLE_PLACES
+                await self.task.call_resumable(right, spec, ("gate",), place, tag)
 
     async def misuse(self, how: str) -> str:
         """See `Clerk`."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from core.abi import RESUMABLE_STEPS
+from core.abi import RESUMABLE_PLACES, RESUMABLE_STEPS
 from core.kernel.tasks import KernelTask, State
 from core.system.boot import Prepared, System, booted
 from core.system.description import parse_description
@@ -187,6 +187,19 @@ async def test_cancelled_call_goes_on_until_its_place_is_used_again(office: Offi
     await until(lambda: not port.in_flight)
     await office.ledger.open()
     assert not office.journal.count("gate")
+
+
+async def test_flood_of_tags_costs_its_sender_alone(office: Office) -> None:
+    await office.clerk.flood(3000)
+    port = office.system.task("ledger").main_port
+    assert port is not None
+    await until(lambda: len(port.in_flight) + len(port.queue) <= RESUMABLE_PLACES)
+    task = office.place()
+    assert sum(len(place.steps) for place in task.places.values()) == RESUMABLE_PLACES
+    assert len(task.calls) <= RESUMABLE_PLACES
+    assert await office.ledger.enter("somebody else") == 1
+    await office.end("clerk")
+    assert len(await office.clerk.kept()) == RESUMABLE_PLACES
 
 
 async def test_what_cannot_be_kept_is_refused(office: Office) -> None:
