@@ -1,9 +1,12 @@
 """Deaths at every message boundary of a running, isolated system.
 
 A history is performed through the file server's port. At each operation the file server's process,
-or the disk server's, or both, are ended with SIGKILL at one boundary; see `Boundary`. Then the
-client's call must return exactly what the model says, and all of the volume must be the model after
-the operation: done once, neither lost nor repeated.
+or the disk server's, is ended with SIGKILL at one boundary; see `Boundary`. Then the client's call
+must return exactly what the model says, and all of the volume must be the model after the
+operation: done once, neither lost nor repeated.
+
+The file server asks the disk server once in a boot, when it starts for the first time. For the
+boundaries of that message there is `start_while_disk_dies`.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from core.errors import Refused
 from core.kernel.tasks import KernelTask, State
 from core.system.boot import Prepared, System, booted
 from core.system.description import parse_description
-from fs_server.interface import FileSystem
+from fs_server.interface import ROOT_INODE, FileSystem
 from fs_server.mkfs import make_volume
 from tests.support.processes import running_process
 
@@ -42,10 +45,7 @@ class Boundary(enum.Enum):
     COMMITTED = "fs has handled the request, the reply is not sent"
     REPLIED = "fs has sent the reply"
     DISK_GONE = "the disk server is down while the request is served"
-    DISK_QUEUED = "fs dies; the disk server is down when the next fs asks it"
-    DISK_DELIVERED = "fs dies; the disk server dies when the next fs asks it"
-    DISK_COMMITTED = "fs dies; the disk server dies before it answers the next fs"
-    DISK_REPLIED = "fs dies; the disk server dies when it has answered the next fs"
+    BOTH_GONE = "fs has the request and dies; the disk server is down when the next one starts"
 
 
 _FS_POINTS: Final = {
@@ -53,21 +53,13 @@ _FS_POINTS: Final = {
     Boundary.WRITING: Point.WRITING,
     Boundary.COMMITTED: Point.COMMITTED,
     Boundary.REPLIED: Point.REPLIED,
-    Boundary.DISK_QUEUED: Point.DELIVERED,
-    Boundary.DISK_DELIVERED: Point.DELIVERED,
-    Boundary.DISK_COMMITTED: Point.DELIVERED,
-    Boundary.DISK_REPLIED: Point.DELIVERED,
-}
-_DISK_POINTS: Final = {
-    Boundary.DISK_DELIVERED: Point.DELIVERED,
-    Boundary.DISK_COMMITTED: Point.COMMITTED,
-    Boundary.DISK_REPLIED: Point.REPLIED,
+    Boundary.BOTH_GONE: Point.DELIVERED,
 }
 _FS, _DISK = 0, 1
 _DOWN: Final = {
     Boundary.QUEUED: _FS,
     Boundary.DISK_GONE: _DISK,
-    Boundary.DISK_QUEUED: _DISK,
+    Boundary.BOTH_GONE: _DISK,
 }
 """Which server is down already when the request is made."""
 _NAMES: Final = ("fs", "disk")
@@ -160,9 +152,9 @@ class _Boundaries:
         generations = [self._system.task(name).id.generation for name in _NAMES]
         reply = await self._call_in_time(index, boundary)
         died = []
-        for server, points in ((_FS, _FS_POINTS), (_DISK, _DISK_POINTS)):
-            if boundary in points and boundary is not Boundary.WRITING:
-                await self._wait(server, generations[server] + 1)  # a reply may overtake the death
+        if boundary in _FS_POINTS and boundary is not Boundary.WRITING:
+            await self._wait(_FS, generations[_FS] + 1)  # a reply may overtake the death
+        for server in (_FS, _DISK):
             self._cell.arm(server, Point.NOWHERE)
             died.append((self._cell.deaths(server) - deaths[server]) & 0xFF)
             await self._wait(server, generations[server] + died[server])
@@ -188,7 +180,6 @@ class _Boundaries:
         if boundary is None:
             return 0
         self._cell.arm(_FS, _FS_POINTS.get(boundary, Point.NOWHERE))
-        self._cell.arm(_DISK, _DISK_POINTS.get(boundary, Point.NOWHERE))
         down = _DOWN.get(boundary)
         if down is None:
             return 0
@@ -203,7 +194,7 @@ class _Boundaries:
         down = None if boundary is None else _DOWN.get(boundary)
         if down is None:
             return await self._call(index)
-        if boundary is Boundary.DISK_GONE:
+        if down == _DISK:
             reply = await self._call(index)
             self._gate.release()
             return reply
@@ -235,17 +226,43 @@ class _Boundaries:
             return errno.errorcode[error.errno]
 
 
+def _prepare(directory: Path) -> tuple[Cell, Prepared]:
+    """Make a volume, and prepare a system for it. The directory must not exist yet."""
+    make_volume(directory, BLOCKS * 4096, mode=0o777, now=START_NS)
+    cell = Cell(directory / "cell")
+    cell.now = START_NS
+    text = _DESCRIPTION.format(state=directory, cell=directory / "cell")
+    return cell, Prepared(parse_description(text, "crash points"))
+
+
+def start_while_disk_dies(directory: Path, point: Point) -> tuple[int, int]:
+    """Boot a system whose disk server dies at a point of the file server's only request to it.
+
+    Returns:
+        How often the disk server died and the file server did, by the time it has served.
+    """
+    cell, prepared = _prepare(directory)
+    cell.arm(_DISK, point)
+
+    async def main() -> tuple[int, int]:
+        async with booted(prepared, lambda _: None) as system:
+            fs = system.connect(FileSystem, "fs")
+            with trio.fail_after(_STEP_TIMEOUT_S):
+                await fs.getattr(ROOT_INODE)
+                while cell.deaths(_DISK) == 0:  # a reply may overtake the death
+                    await system.wait_changed()
+            return cell.deaths(_DISK), system.task("fs").id.generation
+
+    return trio.run(main)
+
+
 def run_boundaries(of: History, table: Table, directory: Path, plan: Plan) -> list[str]:
     """Perform a history in a system of its own; return the kernel's log.
 
     Args:
         directory: for the volume; it must not exist yet.
     """
-    make_volume(directory, BLOCKS * 4096, mode=0o777, now=START_NS)
-    cell = Cell(directory / "cell")
-    cell.now = START_NS
-    text = _DESCRIPTION.format(state=directory, cell=directory / "cell")
-    prepared = Prepared(parse_description(text, "crash points"))
+    cell, prepared = _prepare(directory)
     log: list[str] = []
 
     async def main() -> None:

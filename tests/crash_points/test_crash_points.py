@@ -9,7 +9,8 @@ import pytest
 
 from fs_server.interface import FileSystem
 
-from .boundaries import Boundary, run_boundaries
+from .boundaries import Boundary, run_boundaries, start_while_disk_dies
+from .dying import Point
 from .history import NOT_IN_HISTORIES, OWN_WORK, STEP_NS, chosen, history
 from .looking import Seen
 from .power import PowerCuts
@@ -85,6 +86,11 @@ def test_a_death_at_any_message_boundary_changes_no_answer_and_no_state(tmp_path
     assert not table.losses
     assert total.boundaries == len(steps)
     assert total.deaths >= len(steps)
+
+
+@pytest.mark.parametrize("point", [Point.DELIVERED, Point.COMMITTED, Point.REPLIED])
+def test_the_file_server_starts_while_the_disk_server_dies(tmp_path: Path, point: Point) -> None:
+    assert start_while_disk_dies(tmp_path / "volume", point) == (1, 0)
 
 
 # -- what the checks are worth: with one mechanism taken away they fail ----------------------------
