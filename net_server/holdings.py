@@ -38,6 +38,9 @@ class _Table(msgspec.Struct, array_like=True):
     entries: list[_Entry]
 
 
+_decode: Final = msgspec.msgpack.Decoder(_Table).decode
+
+
 class Waiters:
     """Those who wait for one thing to have something for them."""
 
@@ -105,7 +108,7 @@ class Holdings:
             stored = kept.load()
             if stored is None:
                 return
-            table = msgspec.msgpack.decode(stored, type=_Table)
+            table = _decode(stored)
         except (UnreadableError, msgspec.MsgspecError) as error:
             self.lost = str(error)
             return

@@ -94,7 +94,7 @@ class NetServer(Server):
     @classmethod
     def rehearse(cls) -> None:
         """Build a stack that no frame will reach."""
-        prefix = Prefix.from_text(Options().address)
+        prefix = Prefix.from_text(msgspec.convert({}, type=Options).address)
         configuration = Configuration(station_address("", prefix), prefix)
         Stack(configuration, secrets.randbits).neighbors.announce()
         Captures(0)

@@ -106,6 +106,12 @@ class TapServer(Server):
         self._failure = Refused(errno.EIO)
         self._take_up()
 
+    @classmethod
+    def rehearse(cls) -> None:
+        """Read options."""
+        options = msgspec.convert({}, type=Options)
+        station_address("", Prefix.from_text(options.host_address))
+
     def _find_namespace(self, option: str) -> int | None:
         """Return a descriptor of the device's network namespace; None: this process's own."""
         kept = self.task.kept(_NAMESPACE_LABEL)

@@ -117,7 +117,7 @@ class PipeServer(Server):
         return number
 
     def _load(self) -> None:
-        for place in range(PIPES_LIMIT):
+        for place in self._memory.places:
             record = self._memory.load(place)
             if record is not None:
                 self._enter(Pipe(self._memory, place, record))
@@ -132,7 +132,7 @@ class PipeServer(Server):
         self._free_large = [place for place in free if place < LARGE_PIPES]
         self._free_small = [place for place in free if place >= LARGE_PIPES]
         used = {opening.place for opening in self._openings.values()}
-        self._free_rows = [row for row in reversed(range(OPENINGS_LIMIT)) if row not in used]
+        self._free_rows = [row for row in range(self._memory.rows) if row not in used]
         for pipe in list(self._pipes.values()):
             self._end_unused(pipe)
 
@@ -314,7 +314,7 @@ class PipeServer(Server):
             raise Refused(errno.EINVAL)
         _check_turn(turn)
         pipe = self._named.get(_checked(name))
-        if not self._free_rows:
+        if not self._free_rows and self._memory.rows >= OPENINGS_LIMIT:
             raise Refused(errno.ENFILE, f"there are {OPENINGS_LIMIT} openings already")
         pipe = pipe or self._make(name, uid, gid)
         record = pipe.record
@@ -327,7 +327,8 @@ class PipeServer(Server):
         )
         self._meet(pipe, access)
         number = record.number << STREAM_SHIFT | record.openings
-        opening = Opening(number, client, turn, 0, access, int(met), self._free_rows.pop())
+        row = self._free_rows.pop() if self._free_rows else self._memory.rows
+        opening = Opening(number, client, turn, 0, access, int(met), row)
         self._memory.add_opening(opening)
         self._note_opening(pipe, opening)
         self._moved(pipe, client)

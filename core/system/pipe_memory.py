@@ -121,6 +121,10 @@ _decode: Final = msgspec.msgpack.Decoder(Record).decode
 class PipeMemory:
     """The memory object, mapped.
 
+    Attributes:
+        places: the places of pipes that were ever used when this was made. To look at all would
+            take milliseconds, and have the host make a page for each.
+
     Args:
         number: its descriptor; closed here, the mapping stays.
     """
@@ -128,6 +132,7 @@ class PipeMemory:
     def __init__(self, number: int) -> None:
         try:
             self._memory = mmap.mmap(number, SIZE)
+            self.places = _places(number)
         finally:
             os.close(number)
         self._view = memoryview(self._memory)
@@ -178,6 +183,11 @@ class PipeMemory:
 
     # Openings
 
+    @property
+    def rows(self) -> int:
+        """How many places of the table of openings were ever used."""
+        return self._used
+
     def load_openings(self) -> list[Opening]:
         """Return all openings."""
         found = []
@@ -222,6 +232,21 @@ def _ring(place: int) -> tuple[int, int]:
     if place < LARGE_PIPES:
         return _RINGS + place * LARGE_RING, LARGE_RING
     return _SMALL + (place - LARGE_PIPES) * SMALL_RING, SMALL_RING
+
+
+def _places(number: int) -> list[int]:
+    """Return the places whose records have a page (lseek(2), SEEK_DATA)."""
+    found = []
+    start = _RECORDS
+    while start < _RINGS:
+        try:
+            start = os.lseek(number, start, os.SEEK_DATA)
+        except OSError:  # ENXIO: there is no more
+            break
+        if start < _RINGS:
+            found.append((start - _RECORDS) // _PAGE)
+        start += _PAGE
+    return found
 
 
 def new_memory() -> int:

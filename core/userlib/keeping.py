@@ -33,6 +33,7 @@ Invariants:
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
 import types
@@ -115,6 +116,12 @@ def state_type(cls: type) -> Any:
     return declared
 
 
+@functools.cache
+def decoder(declared: type[msgspec.Struct]) -> Callable[[bytes], Any]:
+    """Return what decodes a declared state. Made once: before the fork, if the class is loaded."""
+    return msgspec.msgpack.Decoder(declared).decode
+
+
 def upgraded(old: Any, wanted: type[T]) -> T:
     """Return the state that `old`, which has plain types, stands for.
 
@@ -156,7 +163,7 @@ class Keeper:
 
     def __init__(self, server: Server, declared: type[msgspec.Struct]) -> None:
         self._server = server
-        self._decode = msgspec.msgpack.Decoder(declared).decode
+        self._decode = decoder(declared)
         self._declared = declared
         self.value = KeptValue(server.task, LABEL)
         self._committed = b""

@@ -43,7 +43,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 from core.abi import Right
 
 from .interface import Bulk, Interface, Operation
-from .keeping import Keeper, state_type, upgraded
+from .keeping import Keeper, decoder, state_type, upgraded
 from .task import Task
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
@@ -162,6 +162,8 @@ class Server:
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         cls._state_type = state_type(cls)
+        if cls._state_type is not None:
+            decoder(cls._state_type)
         for spec in cls.interface.OPERATIONS:
             _check_handler(cls, spec)
 

@@ -37,6 +37,8 @@ BARE: Final = "bare fork"
 _CALM_CALLS: Final = 50
 _NEXT_KILL_S: Final = 0.55
 """One server dies no more often than this, so that the supervisor never makes it wait."""
+_ALONE_S: Final = 0.1
+"""After each kill: one death at a time, so that the zygote has forked its next spare."""
 _PRELOADED: Final = ("fs_server.server", "net_server.server", "core.system.supervisor")
 
 Figures = dict[str, float]
@@ -142,6 +144,7 @@ def measure(kills: int, names: list[str]) -> dict[str, Figures]:
                 end = time.monotonic() + _NEXT_KILL_S * (1 + (MOUNT in names))
                 for name, turn in turns:
                     pauses[name].append(turn())
+                    time.sleep(_ALONE_S)
                 time.sleep(max(0.0, end - time.monotonic()))
     finally:
         system.close()
