@@ -42,6 +42,7 @@ def copy(
     if origin is target and abs(position - offset) < size:
         raise Refused(errno.EINVAL, "the ranges overlap")
     is_hole, size = _extent(tables, origin, position, size)
+    tables.store.begin()  # what is written and that something was read are one change
     if is_hole:
         insert_hole(tables, caller, target, offset, offset + size)
     else:

@@ -136,10 +136,14 @@ class Store:
 
     def write(self, statement: str, values: tuple[Any, ...] = ()) -> None:
         """Change something within the transaction under way, or begin one."""
+        self.begin()
+        self.execute(statement, values)
+
+    def begin(self) -> None:
+        """Begin a transaction, if none is under way: all changes from now on are one."""
         if not self.begun:
             self.execute("BEGIN IMMEDIATE")
             self.begun = True
-        self.execute(statement, values)
 
     def write_alone(self, statement: str, values: tuple[Any, ...]) -> None:
         """Change one row, in the transaction under way or else as a transaction of its own.

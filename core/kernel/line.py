@@ -8,7 +8,6 @@ gets its requests later, a client that does not read its answers is ended.
 
 from __future__ import annotations
 
-import functools
 import socket
 import traceback
 from collections.abc import Callable, Sequence
@@ -67,8 +66,6 @@ if TYPE_CHECKING:
 _PATIENCE_LIMIT: Final = 4
 """Lingering in vain this often in a row stops it, until a reply has come quickly again."""
 _ORPHANED: Final = Ending("ended with the zygote that it was forked from", outside=True)
-_LINGER_S: Final = 0.05
-"""How long a process may live on that has closed its line."""
 _LAST_PACKETS: Final = 8192  # packets that are read of a process that has ended
 _RECEIVE_FLAGS: Final = int(socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
 
@@ -571,10 +568,8 @@ class KernelLine:
         self.kernel.ending(self.task, self)
         if self._orphaned:
             self.kernel.ended(self.task, self, _ORPHANED)
-        elif self.pid and reason:
+        elif self.pid:
             self._end_process(self.pid)
-        elif self.pid:  # it has ended, most likely; that it has will be told
-            self._rim.timers.arm(_LINGER_S, functools.partial(self._end_process, self.pid))
 
     def exited(self, status: int, *, out_of_memory: bool = False) -> None:
         """The process is gone: read what it still said, and tell the kernel how it ended.
